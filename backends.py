@@ -179,8 +179,8 @@ class Redis(Backend):
 class Postgres(Backend):
     """The Postgres at ``url``, in libpq's form (PostgreSQL manual, 32.1.1.2), with ``password`` where it has none.
 
-    Its options are host (with "/" in front, the folder of a Unix socket), sslmode (disable, which is the default here,
-    require or verify-full, as in 32.19.1) and sslrootcert (a file). A bad URL: ValueError or KeyError.
+    Its options are host (with "/" in front, the folder of a Unix socket), port, sslmode (disable, which is the default
+    here, require or verify-full, as in 32.19.1) and sslrootcert (a file). A bad URL: ValueError or KeyError.
     """
 
     name = "Postgres"
@@ -189,7 +189,8 @@ class Postgres(Backend):
         super().__init__()
         parts = urlsplit(url)
         options: dict[str, Any] = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-        self.host, port = options.pop("host", None) or unquote(parts.hostname or "localhost"), parts.port or 5432
+        self.host = options.pop("host", None) or unquote(parts.hostname or "localhost")
+        port = int(options.pop("port", None) or parts.port or 5432)
         tls: Any = {"disable": False, "require": True, "verify-full": True}[mode := options.pop("sslmode", "disable")]
         if mode == "verify-full":
             tls = ssl.create_default_context(cafile=options.pop("sslrootcert", None))

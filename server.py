@@ -83,7 +83,8 @@ def visit(head: bool) -> tuple[int, str]:
         return connection.read_response()
 
     try:
-        visits = int(cache.ask(count) or 0) + head
+        answer = cache.ask(count)
+        visits = int(0 if answer is None else answer) + head
         status, text = 200, f"Contador: {visits}\n"
         if visits >= 2**63:  # more than INCR can count
             raise ValueError

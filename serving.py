@@ -163,6 +163,7 @@ def serve(
         connection_limit=files - 100,
         channel_timeout=20,
         cleanup_interval=5,
+        recv_bytes=65536,  # what is too long is read all the same: closing on unread data would lose the answer
         max_request_header_size=16384,
         max_request_body_size=65536,
         asyncore_use_poll=True,

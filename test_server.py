@@ -1,0 +1,763 @@
+"""The promises of the README, each kept before real servers: nothing is mocked, and no port is fixed."""
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import quote
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from local import HERE, Postgres, Redis, free_port
+
+KEY = "contador_visitas"
+PASSWORD = "p@ss:/w%rd#ç\"'\\"
+LIMIT = 1.5  # seconds for any answer, whatever happens
+CONNECTED = "Postgres: conectado\n"
+FOLDER = Path(tempfile.mkdtemp(prefix="contador-test-"))
+FOLDER.chmod(0o711)
+unittest.addModuleCleanup(shutil.rmtree, FOLDER)
+
+cache = Redis(FOLDER / "redis")
+db = Postgres(FOLDER / "postgres", PASSWORD)
+
+
+def setUpModule() -> None:
+    for server in (cache, db):
+        unittest.addModuleCleanup(server.kill)
+        server.start()
+
+
+class Answer:
+    """What came back: ``status``, ``text``, ``headers`` and the ``seconds`` that it took."""
+
+    def __init__(
+        self, port: int, path: str = "/", method: str = "GET", timeout: float = 5, host: str = "127.0.0.1"
+    ) -> None:
+        started = time.monotonic()
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        connection.request(method, path)
+        response = connection.getresponse()
+        self.status, self.headers, self.text = response.status, response.headers, response.read().decode()
+        connection.close()
+        self.seconds = time.monotonic() - started
+
+    @property
+    def number(self) -> int:
+        return int(self.text.removeprefix("Contador: ").splitlines()[0])
+
+
+class Service:
+    """The program in a process of its own, on a free port; ``environment`` adds to or changes its settings."""
+
+    def __init__(self, program: list[str | Path] | None = None, **environment: str) -> None:
+        variables = {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "HOST": "127.0.0.1", "PORT": "0", **environment}
+        self.process = subprocess.Popen(
+            [str(part) for part in program or [sys.executable, HERE / "server.py"]],
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout
+        first = self.process.stdout.readline()
+        self.lines = [first]
+        started = re.match(r"Contador em http://.*:(\d+) \(Redis: (.*), Postgres: (.*)\)\n", first)
+        assert started, first + self.process.stdout.read()
+        self.port = int(started[1])
+        self.reader = threading.Thread(target=self.lines.extend, args=[self.process.stdout])
+        self.reader.start()
+
+    def get(self, path: str = "/", method: str = "GET", **options: Any) -> Answer:
+        return Answer(self.port, path, method, **options)
+
+    def raw(self, data: bytes) -> bytes:
+        """Send bytes, then nothing more, and return all that comes back."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Stop the program with a signal; return its exit status. ``lines`` then is all that it printed."""
+        self.process.send_signal(number)
+        status = self.process.wait(5)
+        self.reader.join(5)
+        assert self.process.stdout
+        self.process.stdout.close()
+        return status
+
+
+@contextmanager
+def service(**environment: Any) -> Iterator[Service]:
+    running = Service(**environment)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.end(signal.SIGKILL)
+
+
+def eventually(check: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait for a condition; fail if it does not come about."""
+    end = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come about")
+        time.sleep(0.01)
+
+
+def store(value: str | list[str] | None) -> None:
+    """Put the counter's key in a state of its own choosing."""
+    with redis.Redis(port=cache.port) as client:
+        client.delete(KEY)
+        if isinstance(value, list):
+            client.rpush(KEY, *value)
+        elif value is not None:
+            client.set(KEY, value)
+
+
+def stored() -> bytes | None:
+    with redis.Redis(port=cache.port) as client:
+        value: bytes | None = client.get(KEY)
+        return value
+
+
+def revive(server: Redis | Postgres) -> None:
+    """Leave a server running, whatever a test did to it."""
+    server.signal(signal.SIGCONT)
+    if not server.process or server.process.poll() is not None:
+        server.start()
+
+
+class Load:
+    """Clients that ask all the time, each on a connection of its own, until ``stop``; ``answers`` has them all."""
+
+    def __init__(self, port: int, clients: int = 8) -> None:
+        self.port, self.answers, self.running, self.sent, self.lost = port, list[Answer](), True, 0, list[Exception]()
+        self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self) -> None:
+        while self.running:
+            self.sent += 1
+            try:
+                self.answers.append(Answer(self.port))
+            except Exception as error:
+                self.lost.append(error)
+
+    def more(self, count: int, pattern: str = "") -> None:
+        """Wait for so many more answers with ``pattern`` in them."""
+        seen = len(self.answers)
+        eventually(lambda: sum(bool(re.search(pattern, each.text)) for each in self.answers[seen:]) >= count)
+
+    def stop(self) -> list[Answer]:
+        self.running = False
+        for thread in self.threads:
+            thread.join(10)
+        return self.answers
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """Yield a port that never answers, and from some time on not even accepts."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+        waiting = [socket.socket() for _ in range(4)]
+        for connection in waiting:
+            connection.setblocking(False)
+            connection.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+        for connection in waiting:
+            connection.close()
+
+
+class TestAnswers(unittest.TestCase):
+    """The table of requests."""
+
+    web: Service
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.web = Service()
+        cls.addClassCleanup(cls.web.end)
+
+    def setUp(self) -> None:
+        store(None)
+
+    def check(self, path: str, status: int, text: str, method: str = "GET", **headers: str) -> None:
+        answer = self.web.get(path, method)
+        self.assertEqual((answer.status, answer.text), (status, text))
+        expected = {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            **headers,
+        }
+        self.assertEqual({name: answer.headers[name] for name in expected}, expected)
+        if method != "HEAD":
+            self.assertEqual(answer.headers["Content-Length"], str(len(text.encode())))
+
+    def test_each_visit_counts_one(self) -> None:
+        for number in (1, 2, 3):
+            self.check("/", 200, f"Contador: {number}\n{CONNECTED}")
+        self.check("/?utm=x", 200, f"Contador: 4\n{CONNECTED}")
+        self.assertEqual(stored(), b"4")
+
+    def test_reset_makes_the_next_visit_the_first(self) -> None:
+        for value in (None, "41", "abc", "-7", str(2**63 - 1), ["lista"]):
+            store(value)
+            self.check("/reset", 200, "Contador: 0\n")
+            self.check("/", 200, f"Contador: 1\n{CONNECTED}")
+
+    def test_a_key_without_a_number_or_at_its_limit_is_told_apart(self) -> None:
+        for value in ("abc", "", "1.5", str(2**63 - 1), str(2**63), ["lista"]):
+            store(value)
+            answer = self.web.get()
+            self.assertEqual(answer.status, 500, value)
+            self.assertRegex(answer.text, r"\A[^\n]*/reset[^\n]*\n\Z")
+            self.assertEqual(self.web.get(method="HEAD").status, 500, value)
+
+    def test_the_last_number_can_be_reached(self) -> None:
+        store(str(2**63 - 2))
+        self.check("/", 200, f"Contador: {2**63 - 1}\n{CONNECTED}")
+
+    def test_health_counts_nothing(self) -> None:
+        self.check("/health", 200, f"Redis: conectado\n{CONNECTED}")
+        self.assertEqual(stored(), None)
+
+    def test_head_is_get_without_body_and_effect(self) -> None:
+        for value in (None, "9", "99"):
+            store(value)
+            for path in ("/", "/reset", "/health", "/nada"):
+                head = self.web.get(path, "HEAD")
+                self.assertEqual((head.text, stored()), ("", value.encode() if value else None))
+                get = self.web.get(path)
+                self.assertEqual(head.status, get.status)
+                for name in ("Content-Length", "Content-Type", "Cache-Control"):
+                    self.assertEqual(head.headers[name], get.headers[name])
+                store(value)
+
+    def test_other_methods_are_refused(self) -> None:
+        for path in ("/", "/reset", "/health"):
+            for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"):
+                self.check(path, 405, "Método não permitido: use GET\n", method, Allow="GET, HEAD")
+        self.assertEqual(stored(), None)
+
+    def test_other_paths_are_not_found(self) -> None:
+        for path in ("/favicon.ico", "/reset/", "/RESET", "/..", "/%2e", "/%00", "/a%0d%0ab", "*"):
+            self.check(path, 404, "Não encontrado: há / (conta uma visita) e /reset (volta a 0)\n")
+        self.assertEqual(stored(), None)
+
+    def test_a_thousand_visits_from_16_threads_give_1_to_1000(self) -> None:
+        with ThreadPoolExecutor(16) as pool:
+            numbers = list(pool.map(lambda _: self.web.get().number, range(1000)))
+        self.assertEqual(sorted(numbers), list(range(1, 1001)))
+
+    @staticmethod
+    def started(
+        calls: list[str], status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        calls.append(status)
+        return bytes
+
+    def test_the_application_keeps_to_wsgi(self) -> None:
+        os.environ.update(REDIS_URL=cache.url, DATABASE_URL=db.url)
+        import server
+
+        for method in ("GET", "HEAD", "POST"):
+            for path in ("/", "/reset", "/health", "/nada", ""):
+                environ: dict[str, Any] = {
+                    "REQUEST_METHOD": method,
+                    "PATH_INFO": path,
+                    "SCRIPT_NAME": "" if path else "/x",
+                    "QUERY_STRING": "",
+                }
+                setup_testing_defaults(environ)
+                started: list[Any] = []
+                body = validator(server.app)(environ, partial(self.started, started))
+                self.assertEqual(bool(b"".join(body)), method != "HEAD")
+                body.close()  # type: ignore[attr-defined]
+                self.assertEqual(len(started), 1)
+
+
+class TestSettings(unittest.TestCase):
+    """The variables: what they mean, and how a bad one is told."""
+
+    def refused(self, name: str, value: str) -> None:
+        environment = {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "PORT": "0", name: value}
+        done = subprocess.run(
+            [sys.executable, HERE / "server.py"],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        self.assertEqual(done.returncode, 2, value)
+        self.assertRegex(done.stderr, rf"\A{name}: [^\n]+\n\Z")
+        self.assertNotIn("segredo", done.stderr + done.stdout)
+
+    def test_a_bad_value_is_one_line_and_status_2(self) -> None:
+        for name, values in {
+            "REDIS_URL": ["http://cache", "cache:6379", "redis://:segredo@cache:port/0", "redis://cache/0?segredo=1"],
+            "DATABASE_URL": [
+                "mysql://db/x",
+                "db",
+                "postgresql://u:segredo@db:x/y",
+                "postgresql://u:p@segredo#x/w@db/y",
+                "postgresql://db/x?sslmode=segredo",
+                "postgresql://db/x?segredo=1",
+            ],
+            "PORT": ["x", "-1", "65536", "5e3"],
+            "THREADS": ["0", "x", "101"],
+            "ACCESS_LOG": ["sim", "2"],
+        }.items():
+            for value in values:
+                with self.subTest(name=name, value=value):
+                    self.refused(name, value)
+
+    def test_a_port_in_use_is_told(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            environment = {"REDIS_URL": cache.url, "HOST": "127.0.0.1", "PORT": str(taken.getsockname()[1])}
+            done = subprocess.run(
+                [sys.executable, HERE / "server.py"], env=os.environ | environment, capture_output=True, text=True
+            )
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(done.stderr, r"\AHOST, PORT: [^\n]+ já está em uso\n\Z")
+
+    def test_an_empty_variable_is_an_absent_one(self) -> None:
+        with service(THREADS="", ACCESS_LOG="", POSTGRES_PASSWORD="") as web:
+            self.assertEqual(web.get().status, 200)
+
+    def test_any_password_works_as_it_is(self) -> None:
+        url = f"postgresql://postgres@127.0.0.1:{db.port}/postgres"
+        with service(DATABASE_URL=url, POSTGRES_PASSWORD=PASSWORD) as web:
+            self.assertIn(CONNECTED, web.get().text)
+
+    def test_the_password_of_the_url_comes_first(self) -> None:
+        with service(POSTGRES_PASSWORD="errada") as web:
+            self.assertIn(CONNECTED, web.get().text)
+
+    def test_a_unix_socket_serves_as_well(self) -> None:
+        path = FOLDER / "redis.sock"
+        other = Redis(FOLDER / "unix", "--unixsocket", str(path))
+        other.start()
+        self.addCleanup(other.kill)
+        url = f"postgresql://postgres:{quote(PASSWORD, safe='')}@/postgres?host={db.folder}&port={db.port}"
+        with service(REDIS_URL=f"unix://{path}", DATABASE_URL=url) as web:
+            self.assertEqual(web.get().text, f"Contador: 1\n{CONNECTED}")
+            self.assertIn(f"(Redis: {path}, Postgres: {db.folder})", web.lines[0])
+
+    def test_sslmode_require_does_without_nothing_less(self) -> None:
+        with service(DATABASE_URL=db.url + "?sslmode=require") as web:
+            self.assertIn("Postgres: indisponível (", web.get().text)
+
+    def test_ipv6(self) -> None:
+        with service(HOST="::1") as web:
+            self.assertIn("http://[::1]:", web.lines[0])
+            self.assertEqual(web.get(host="::1").status, 200)
+
+    def test_what_is_wrong_is_said_in_a_phrase(self) -> None:
+        refused = f"127.0.0.1:{free_port()}"
+        for reason, name, url in (
+            ("conexão recusada", "DATABASE_URL", f"postgresql://postgres:segredo@{refused}/postgres"),
+            ("host não encontrado", "DATABASE_URL", "postgresql://postgres:segredo@nada.invalid/postgres"),
+            ("senha recusada", "DATABASE_URL", f"postgresql://postgres:segredo@127.0.0.1:{db.port}/postgres"),
+            ("senha recusada", "DATABASE_URL", f"postgresql://postgres@127.0.0.1:{db.port}/postgres"),
+            ("banco inexistente", "DATABASE_URL", db.url + "x"),
+            ("conexão recusada", "REDIS_URL", f"redis://:segredo@{refused}/0"),
+            ("host não encontrado", "REDIS_URL", "redis://:segredo@nada.invalid/0"),
+            ("senha recusada", "REDIS_URL", f"redis://u:segredo@127.0.0.1:{cache.port}/0"),
+        ):
+            with self.subTest(reason=reason, url=url), service(**{name: url}) as web:
+                answer = web.get()
+                line = (
+                    f"Postgres: indisponível ({reason})"
+                    if name == "DATABASE_URL"
+                    else f"Contador: indisponível ({reason})"
+                )
+                self.assertIn(line, answer.text.splitlines())
+                self.assertEqual(answer.status, 200 if name == "DATABASE_URL" else 503)
+                self.assertEqual(answer.headers["Retry-After"], None if name == "DATABASE_URL" else "1")
+                self.assertEqual(web.get("/health").status, 503)
+                self.assertEqual(web.end(), 0)
+                self.assertNotIn("segredo", answer.text + "".join(web.lines))
+
+    def test_what_speaks_another_protocol_is_unavailable(self) -> None:
+        swapped = {
+            "REDIS_URL": f"redis://127.0.0.1:{db.port}/0",
+            "DATABASE_URL": f"postgresql://u:p@127.0.0.1:{cache.port}/x",
+        }
+        with service(**swapped) as web:
+            answer = web.get()
+            self.assertEqual(answer.status, 503)
+            self.assertRegex(answer.text, r"\AContador: indisponível \(.+\)\nPostgres: indisponível \(.+\)\n\Z")
+            self.assertLess(answer.seconds, LIMIT)
+
+
+class TestFaults(unittest.TestCase):
+    """Backends that stop, freeze, refuse or can't be found."""
+
+    def setUp(self) -> None:
+        store(None)
+        self.web = Service()
+        self.addCleanup(lambda: self.web.process.poll() is None and self.web.end())
+        for server in (cache, db):
+            self.addCleanup(revive, server)
+        self.web.get()
+
+    def test_after_a_restart_the_first_request_succeeds(self) -> None:
+        with ThreadPoolExecutor(8) as pool:  # so that every thread has a connection that goes stale
+            list(pool.map(lambda _: self.web.get(), range(100)))
+        for server in (cache, db):
+            server.stop()
+            server.start()
+            before = int(stored() or 0)
+            for number in range(before + 1, before + 9):
+                self.assertEqual(self.web.get().text, f"Contador: {number}\n{CONNECTED}")
+
+    def test_without_postgres_visits_still_count(self) -> None:
+        db.stop()
+        for number in (2, 3):
+            answer = self.web.get()
+            self.assertEqual(
+                (answer.status, answer.text), (200, f"Contador: {number}\nPostgres: indisponível (conexão recusada)\n")
+            )
+        self.assertEqual(self.web.get("/health").text, "Redis: conectado\nPostgres: indisponível (conexão recusada)\n")
+        self.assertEqual(self.web.get("/health").status, 503)
+        db.start()
+        self.assertEqual(self.web.get().text, f"Contador: 4\n{CONNECTED}")
+        self.assertEqual(self.web.end(), 0)
+        news = [line for line in self.web.lines if line.startswith("Postgres")]
+        self.assertEqual(news, ["Postgres: indisponível (conexão recusada)\n", "Postgres: conectado de novo\n"])
+
+    def test_without_redis_it_says_so_at_once_and_counts_on_afterwards(self) -> None:
+        cache.stop()
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: self.web.get(), range(64)))
+        for answer in answers:
+            self.assertEqual(
+                (answer.status, answer.text), (503, f"Contador: indisponível (conexão recusada)\n{CONNECTED}")
+            )
+            self.assertTrue(answer.headers["Retry-After"])
+        self.assertLess(median(answer.seconds for answer in answers), 0.05)
+        self.assertEqual(self.web.get("/reset").status, 503)
+        self.assertEqual(self.web.get("/reset", "HEAD").status, 503)
+        cache.start()
+        self.assertEqual(self.web.get().text, f"Contador: 2\n{CONNECTED}")
+        self.web.end()
+        self.assertEqual(sum(line.startswith("Redis") for line in self.web.lines), 2)
+
+    def test_frozen_backends_hold_nobody_up_and_no_visit_counts_twice(self) -> None:
+        for frozen in ([db], [cache], [cache, db]):
+            with self.subTest(frozen=[type(server).__name__ for server in frozen]):
+                before = int(stored() or 0)
+                load = Load(self.web.port)
+                load.more(100)
+                for server in frozen:
+                    server.signal(signal.SIGSTOP)
+                time.sleep(1.5)
+                for server in frozen:
+                    server.signal(signal.SIGCONT)
+                load.more(50, rf"Contador: \d+\n{CONNECTED}")
+                answers = load.stop()
+                self.assertEqual(load.lost, [])
+                self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+                numbers = [answer.number for answer in answers if answer.status == 200]
+                self.assertEqual(len(set(numbers)), len(numbers))
+                if cache in frozen:
+                    self.assertTrue(
+                        any("(tempo esgotado)" in answer.text for answer in answers if answer.status == 503)
+                    )
+                else:
+                    self.assertEqual({answer.status for answer in answers}, {200})
+                self.assertLessEqual(len(numbers), int(stored() or 0) - before)
+                self.assertLessEqual(int(stored() or 0) - before, load.sent)
+
+    def test_addresses_that_swallow_packets_hold_nobody_up(self) -> None:
+        with full_backlog() as port:
+            nowhere = {
+                "REDIS_URL": f"redis://127.0.0.1:{port}/0",
+                "DATABASE_URL": f"postgresql://u:p@127.0.0.1:{port}/x",
+            }
+            for names in (["REDIS_URL"], ["DATABASE_URL"], ["REDIS_URL", "DATABASE_URL"]):
+                with self.subTest(names=names), service(**{name: nowhere[name] for name in names}) as web:
+                    with ThreadPoolExecutor(8) as pool:
+                        answers = list(pool.map(lambda _: web.get(), range(64)))
+                    self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+                    self.assertEqual({answer.status for answer in answers}, {503 if "REDIS_URL" in names else 200})
+                    self.assertTrue(all("indisponível (tempo esgotado)" in answer.text for answer in answers))
+
+    def test_a_slow_resolver_holds_nobody_up(self) -> None:
+        program = (
+            "import runpy, socket, sys, time\n"
+            "resolve = socket.getaddrinfo\n"
+            "def slow(host, *words, **options):\n"
+            "    if host == 'lento': time.sleep(5)\n"
+            "    return resolve(host, *words, **options)\n"
+            "socket.getaddrinfo = slow\n"
+            "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+        )
+        urls = {"REDIS_URL": "redis://lento:1/0", "DATABASE_URL": "postgresql://u:p@lento:1/x"}
+        for names in (["DATABASE_URL"], ["REDIS_URL", "DATABASE_URL"]):
+            with service(
+                program=[sys.executable, "-c", program, HERE / "server.py"], **{name: urls[name] for name in names}
+            ) as web:
+                with ThreadPoolExecutor(8) as pool:
+                    answers = list(pool.map(lambda _: web.get(), range(64)))
+                self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+                self.assertTrue(all("indisponível (tempo esgotado)" in answer.text for answer in answers))
+                self.assertLess(len(os.listdir(f"/proc/{web.process.pid}/task")) if sys.platform == "linux" else 0, 20)
+
+    def test_redis_out_of_memory_is_told_and_passes(self) -> None:
+        with redis.Redis(port=cache.port) as client:
+            client.config_set("maxmemory", "1")
+            self.addCleanup(lambda: redis.Redis(port=cache.port).config_set("maxmemory", "0"))
+            answer = self.web.get()
+            self.assertEqual(
+                (answer.status, answer.text), (503, f"Contador: indisponível (memória do Redis esgotada)\n{CONNECTED}")
+            )
+            self.assertTrue(answer.headers["Retry-After"])
+            client.config_set("maxmemory", "0")
+        self.assertEqual(self.web.get().number, 2)
+
+    def test_redis_without_a_disk_is_told_and_passes(self) -> None:
+        (cache.folder / "dump.rdb").mkdir()  # where the snapshot should go
+        with redis.Redis(port=cache.port) as client:
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+            answer = self.web.get()
+            self.assertEqual(
+                (answer.status, answer.text.splitlines()[0]),
+                (503, "Contador: indisponível (o Redis não consegue gravar em disco)"),
+            )
+            (cache.folder / "dump.rdb").rmdir()
+            client.bgsave()
+            eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+            client.config_set("save", "")
+        self.assertEqual(self.web.get().number, 2)
+
+    def test_kill_9_of_redis_loses_no_answered_visit(self) -> None:
+        load = Load(self.web.port)
+        load.more(300)
+        cache.kill()
+        load.more(1, "indisponível")
+        cache.start()
+        numbers = [answer.number for answer in load.stop() if answer.status == 200]
+        self.assertEqual((len(set(numbers)), load.lost), (len(numbers), []))
+        self.assertGreaterEqual(int(stored() or 0), max(numbers))
+
+
+class TestHostile(unittest.TestCase):
+    """Requests that no client should send, and connections that send none."""
+
+    web: Service
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.web = Service()
+        cls.addClassCleanup(lambda: cls.web.process.poll() is None and cls.web.end())
+
+    def test_malformed_requests_get_a_short_answer_like_any_other(self) -> None:
+        store("7")
+        for status, data in (
+            (400, b"GET\r\n\r\n"),
+            (400, b"GET /\x00 HTTP/1.1\r\nHost\r\n\r\n"),
+            (400, b"get / HTTP/1.1\r\n\r\n"),
+            (400, b"GET http://[ HTTP/1.1\r\n\r\n"),
+            (400, b"GET / HTTP/1.1\r\nA: b\r\n c: d\nE\r\n\r\n"),
+            (400, b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
+            (400, b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"),
+            (400, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+            (501, b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n"),
+            (431, b"GET / HTTP/1.1\r\nA: " + b"a" * 20000 + b"\r\n\r\n"),
+            (413, b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n"),
+            (400, b"GET /\xff\xfe HTTP/1.1\r\n\r\n"),
+        ):
+            with self.subTest(data=data[:60]):
+                head, _, body = self.web.raw(data).partition(b"\r\n\r\n")
+                self.assertEqual(head.split(b" ")[1], b"%d" % status)
+                self.assertRegex(body.decode(), r"\A[^\n]{5,80}\n\Z")
+                for header in (
+                    b"Content-Length: %d" % len(body),
+                    b"Cache-Control: no-store",
+                    b"X-Content-Type-Options: nosniff",
+                ):
+                    self.assertIn(header, head.split(b"\r\n"))
+        self.assertEqual(stored(), b"7")
+
+    def test_generated_requests_leave_it_well(self) -> None:
+        store(None)
+        words = st.sampled_from(
+            b"GET|POST|HEAD| |/|/reset|//|http://[|HTTP/1.1|HTTP/9|\r\n|\n|\r|\0|%|:|\xff|Host: a|Content-Length: |5|"
+            b"Transfer-Encoding: chunked|Expect: 100-continue".split(b"|")
+        )
+        requests = st.lists(words | st.binary(max_size=8), max_size=24).map(b"".join)
+
+        @settings(max_examples=int(os.environ.get("HOSTILE", "400")), deadline=None, database=None)
+        @given(requests)
+        def send(data: bytes) -> None:
+            answer = self.web.raw(data)
+            self.assertNotIn(b"Traceback", answer)
+            if answer:
+                self.assertRegex(answer, rb"\AHTTP/1\.[01] [1-5]\d\d ")
+
+        send()
+        store(None)
+        self.assertEqual([self.web.get().number for _ in range(3)], [1, 2, 3])
+        self.assertFalse([line for line in self.web.lines if "Traceback" in line or "Error" in line.split('"')[0]])
+
+    def test_idle_and_half_sent_connections_lock_nobody_out(self) -> None:
+        held = []
+        for number in range(1000):
+            connection = socket.create_connection(("127.0.0.1", self.web.port), 5)
+            self.addCleanup(connection.close)
+            connection.sendall(b"GET / HTT" if number % 2 else b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            held.append(connection)
+        for connection in held[::2]:
+            self.assertIn(b"200 OK", connection.recv(1000))
+        self.assertLess(median(self.web.get().seconds for _ in range(50)), 0.1)
+
+    def test_pipelined_requests_are_all_answered_in_order(self) -> None:
+        store(None)
+        answer = self.web.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+        self.assertEqual(re.findall(rb"Contador: (\d+)", answer), [b"%d" % number for number in range(1, 21)])
+
+
+class TestLogAndStop(unittest.TestCase):
+    """What it prints, and how it ends."""
+
+    def test_a_line_per_request(self) -> None:
+        with service() as web:
+            web.get()
+            web.get("/nada")
+            web.get("/health")
+            web.get(method="HEAD")
+            web.raw(b"GET / HTTP/1.1\r\nA\r\n\r\n")
+            web.raw(b'GET /"\\ HTTP/1.1\r\n\r\n')
+            web.raw(b"GET /\r127.0.0.1 HTTP/1.1\r\n\r\n")
+            self.assertEqual(web.end(), 0)
+        found = [
+            re.fullmatch(r'127\.0\.0\.1 - - \[(.+)\] "(.*)" (\d+) (\d+|-) \d+\.\d ms\n', line) for line in web.lines[1:]
+        ]
+        self.assertTrue(all(found), web.lines)
+        self.assertEqual(
+            [match.group(2, 3) for match in found if match],
+            [
+                ("GET / HTTP/1.1", "200"),
+                ("GET /nada HTTP/1.1", "404"),
+                ("HEAD / HTTP/1.1", "200"),
+                ("-", "400"),
+                ('GET /\\"\\\\ HTTP/1.1', "404"),
+                ("-", "400"),
+            ],
+        )
+        for match in found:
+            time.strptime(match[1] if match else "", "%d/%b/%Y:%H:%M:%S %z")
+
+    def test_a_failing_health_check_is_logged(self) -> None:
+        with service(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0") as web:
+            web.get("/health")
+            web.end()
+        self.assertIn('"GET /health HTTP/1.1" 503', web.lines[-1])
+
+    def test_the_access_log_can_be_left_out(self) -> None:
+        with service(ACCESS_LOG="0") as web:
+            web.get()
+            web.end()
+        self.assertEqual(len(web.lines), 1)
+
+    def test_it_ends_at_once_when_idle(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with service() as web, socket.create_connection(("127.0.0.1", web.port)) as idle:
+                web.get()
+                started = time.monotonic()
+                self.assertEqual(web.end(number), 0)
+                self.assertLess(time.monotonic() - started, 1)
+                self.assertEqual(idle.recv(10), b"")
+            self.assertNotIn("Traceback", "".join(web.lines))
+
+    def test_a_request_in_progress_gets_its_answer(self) -> None:
+        self.addCleanup(cache.signal, signal.SIGCONT)
+        with service() as web, ThreadPoolExecutor(1) as pool:
+            web.get()
+            cache.signal(signal.SIGSTOP)
+            answer = pool.submit(web.get)
+            time.sleep(0.1)  # until the request is surely there: nothing outside shows it
+            self.assertEqual(web.end(), 0)
+            self.assertEqual(answer.result().status, 503)
+
+    def test_under_load_every_accepted_request_gets_a_whole_answer(self) -> None:
+        store(None)
+        with service() as web:
+            load = Load(web.port)
+            load.more(200)
+            started = time.monotonic()
+            self.assertEqual(web.end(), 0)
+            self.assertLess(time.monotonic() - started, 2)
+            answers = load.stop()
+        self.assertTrue(all(isinstance(error, ConnectionRefusedError) for error in load.lost), load.lost[:3])
+        self.assertEqual(sorted(answer.number for answer in answers), list(range(1, int(stored() or 0) + 1)))
+
+
+class TestRun(unittest.TestCase):
+    """``make run``: three servers with one command, and the counter kept."""
+
+    def test_it_serves_stops_together_and_counts_on(self) -> None:
+        folder = FOLDER / "checkout"
+        folder.mkdir()
+        for module in HERE.glob("*.py"):
+            shutil.copy(module, folder)
+        folder.chmod(0o700)
+        for number in (1, 2):
+            environment = {
+                name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")
+            }
+            port = free_port()
+            program = subprocess.Popen(
+                [sys.executable, folder / "local.py"],
+                env=environment | {"PORT": str(port)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            with program:
+                assert program.stdout
+                self.assertIn(f"Contador em http://127.0.0.1:{port}", program.stdout.readline())
+                self.assertEqual(Answer(port).text, f"Contador: {number}\n{CONNECTED}")
+                second = subprocess.run(
+                    [sys.executable, folder / "local.py"],
+                    env=environment | {"PORT": str(port)},
+                    capture_output=True,
+                    text=True,
+                    timeout=10,
+                )
+                self.assertEqual(second.returncode, 2)
+                self.assertIn(f"A porta {port} não está livre", second.stdout)
+                program.terminate()
+                self.assertEqual(program.wait(10), 0)
+        running = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout
+        self.assertNotIn(str(folder), running)
+
+
+if __name__ == "__main__":
+    unittest.main()
