@@ -11,6 +11,18 @@ run: $(READY)  ## Inicia Redis, Postgres e o contador, sem Docker (PORT=8000 mud
 test: $(READY)  ## Executa os testes, sem Docker
 	@$(VENV)/python -m unittest
 
+test-docker:  ## Executa os comandos do README no Docker e compara o que mostram
+	@$(PYTHON) readme.py test
+
+test-swarm:  ## Executa os comandos de "Além de uma máquina": requer um Docker Swarm só para isto
+	@$(PYTHON) readme.py test swarm
+
+demo:  ## Mostra a aula, um comando a cada Enter
+	@$(PYTHON) readme.py demo
+
+bench: $(READY)  ## Mede o serviço nesta máquina, contra o limite do servidor dele
+	@$(VENV)/python bench.py
+
 lint: $(READY)  ## Verifica o estilo e os tipos
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
@@ -41,4 +53,4 @@ $(READY): requirements.txt requirements-dev.txt
 	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help run test lint lock up down logs clean
+.PHONY: help run test test-docker test-swarm demo bench lint lock up down logs clean

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from http.client import responses
+from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -40,7 +41,13 @@ def number(text: str, low: int, high: int) -> int:
     return range(low, high + 1).index(int(text)) + low
 
 
-PASSWORD = os.environ.get("POSTGRES_PASSWORD", "")  # any character, as it is; for a DATABASE_URL without a password
+def read_file(path: str) -> str:
+    """Return the text of a file without the end of its last line; no path, no text."""
+    return Path(path).read_text().rstrip("\r\n") if path else ""
+
+
+# For a DATABASE_URL without a password: any character, as it is. A file is how Docker hands a secret over.
+PASSWORD = os.environ.get("POSTGRES_PASSWORD") or setting("POSTGRES_PASSWORD_FILE", "", read_file, "um arquivo legível")
 cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
 database = setting(
     "DATABASE_URL",

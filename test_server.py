@@ -27,6 +27,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import readme
 from local import HERE, Postgres, Redis, free_port
 
 KEY = "contador_visitas"
@@ -757,6 +758,27 @@ class TestRun(unittest.TestCase):
                 self.assertEqual(program.wait(10), 0)
         running = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout
         self.assertNotIn(str(folder), running)
+
+
+class TestReadme(unittest.TestCase):
+    """The README's own commands."""
+
+    def test_those_that_need_no_docker_show_what_it_says(self) -> None:
+        self.assertEqual(readme.check("local"), "")
+
+    def test_any_other_output_would_be_noticed(self) -> None:
+        text = (HERE / "README.md").read_text()
+        for kind in ("docker", "local", "swarm"):
+            found = readme.steps(text, kind)
+            self.assertTrue(found, kind)
+            for step in found:
+                printed = "".join(line + "\n" for line in step.expected)
+                self.assertEqual(readme.difference(step, 0, printed), "")
+                self.assertIn(f"README.md:{step.line}: ", readme.difference(step, 1, printed))
+                for number, line in enumerate(step.expected):
+                    if line.strip(". "):
+                        changed = [*step.expected[:number], "x" + line, *step.expected[number + 1 :]]
+                        self.assertTrue(readme.difference(step._replace(expected=changed), 0, printed), step)
 
 
 if __name__ == "__main__":
