@@ -27,6 +27,16 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 PROJECT, SHOWN_PROJECT, SHOWN_PORT = "contador-aula", "contador", "5000"
 SECONDS = 180  # for one command
+CLEAN_UP = {
+    "docker": ["docker compose down -v --remove-orphans --rmi local"],
+    "local": [],
+    "swarm": [
+        "docker stack rm visitas",
+        "docker swarm leave --force",
+        "until docker volume rm visitas_cache-data visitas_db-data; do sleep 1; done",
+        "docker compose down -v --rmi local",
+    ],
+}
 
 
 class Step(NamedTuple):
@@ -72,11 +82,17 @@ class Console:
         unset = ("POSTGRES_PASSWORD", "REDIS_URL", "DATABASE_URL")
         self.environment = {name: value for name, value in os.environ.items() if name not in unset}
         (folder / ".curlrc").write_text("silent\nshow-error\n")  # as on a terminal: without a progress meter
-        self.environment |= {"CURL_HOME": str(folder), "COMPOSE_PROJECT_NAME": PROJECT, "PORT": self.port}
+        self.environment |= {
+            "CURL_HOME": str(folder),
+            "IMAGE": f"{PROJECT}-web",
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "PORT": self.port,
+        }
 
     def run(self, command: str) -> tuple[int, str]:
         """Return the exit status of a command and what it prints, without spaces at the ends of lines."""
         command = command.replace(f"localhost:{SHOWN_PORT}", f"localhost:{self.port}")
+        command = command.replace(f" {SHOWN_PROJECT}-web ", f" {PROJECT}-web ")
         # To a file: what a command leaves running in the background would keep a pipe open.
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
@@ -132,8 +148,8 @@ def console(kind: str, port: int) -> Iterator[Console]:
             yield shown
         finally:
             shown.end_background()
-            if kind != "local":
-                shown.run("docker compose down -v --remove-orphans --rmi local")
+            for command in CLEAN_UP[kind]:
+                shown.run(command)
 
 
 def check(kind: str) -> str:
@@ -161,6 +177,13 @@ def demonstrate(kind: str) -> None:
 def main(mode: str, kind: str = "docker") -> int:
     """Test or demonstrate; return the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if kind == "swarm":
+        state = subprocess.run(
+            ["docker", "info", "--format", "{{.Swarm.LocalNodeState}}"], capture_output=True, text=True
+        )
+        if state.stdout.strip() != "inactive":  # it would be left at the end
+            print("Este Docker não responde, ou já faz parte de um Swarm: nada foi executado")
+            return 2
     if mode == "demo":
         demonstrate(kind)
         return 0

@@ -1,0 +1,54 @@
+"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas: python - SEGUNDOS < aula/carga.py"""
+
+import http.client
+import itertools
+import socket
+import sys
+import threading
+import time
+
+turns = itertools.count()
+numbers: list[int] = []
+lost: list[str] = []
+
+
+def replicas() -> list[str]:
+    return sorted({str(found[4][0]) for found in socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)})
+
+
+def ready(address: str) -> bool:
+    try:
+        connection = http.client.HTTPConnection(address, 5000, timeout=3)
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def visits() -> None:
+    while time.monotonic() < end:
+        addresses = replicas()
+        connection = http.client.HTTPConnection(addresses[next(turns) % len(addresses)], 5000, timeout=3)
+        try:
+            connection.connect()
+        except OSError:
+            continue  # esta réplica já saiu, ou ainda não chegou: nada foi pedido a ela
+        try:
+            connection.request("GET", "/")
+            numbers.append(int(connection.getresponse().read().split()[1]))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            lost.append(repr(error))
+        connection.close()
+
+
+while not all(map(ready, replicas())):
+    time.sleep(0.2)
+end = time.monotonic() + float(sys.argv[1])
+threads = [threading.Thread(target=visits) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(
+    f"{len(numbers)} respostas, {len(numbers) - len(set(numbers))} números repetidos, {len(lost)} perdidas", *lost[:3]
+)
