@@ -79,7 +79,7 @@ class Console:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.port, self.groups = folder, str(port), list[int]()
-        unset = ("POSTGRES_PASSWORD", "REDIS_URL", "DATABASE_URL")
+        unset = ("POSTGRES_PASSWORD", "REDIS_URL", "DATABASE_URL", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
         self.environment = {name: value for name, value in os.environ.items() if name not in unset}
         (folder / ".curlrc").write_text("silent\nshow-error\n")  # as on a terminal: without a progress meter
         self.environment |= {
