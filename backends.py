@@ -87,8 +87,9 @@ class Backend:
             raise
         except Exception as error:  # what isn't a Redis or a Postgres at all can raise anything
             self.disconnect()
-            self.note(reason_for(error))
-            raise UnavailableError(reason_for(error)) from error
+            reason = reason_for(error)
+            self.note(reason)
+            raise UnavailableError(reason) from error
         finally:
             if failing:
                 self.probe.release()

@@ -34,7 +34,6 @@ ERROR_TEXTS = {
     500: "Erro interno\n",
     501: "Transfer-Encoding sem suporte\n",
 }
-log = logging.getLogger("contador")
 
 
 @lru_cache(maxsize=1)
