@@ -92,7 +92,7 @@ class Console:
     def run(self, command: str) -> tuple[int, str]:
         """Return the exit status of a command and what it prints, without spaces at the ends of lines."""
         command = command.replace(f"localhost:{SHOWN_PORT}", f"localhost:{self.port}")
-        command = command.replace(f" {SHOWN_PROJECT}-web ", f" {PROJECT}-web ")
+        command = re.sub(rf"\b{SHOWN_PROJECT}-web\b", f"{PROJECT}-web", command)
         # To a file: what a command leaves running in the background would keep a pipe open.
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
