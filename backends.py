@@ -4,17 +4,21 @@ import logging
 import select
 import ssl
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pg8000.native
 import redis.connection
+from pg8000.core import Context
 
 TIMEOUT = 0.35  # seconds to reach a server, and for each of its answers: four in a row stay below 1.5
+SPIN = 0.00005  # seconds to look for an answer before sleeping: about what sleeping and waking up takes
 REASONS = {  # by class of error, SQLSTATE, or first word of Redis's message
     "ConnectionRefusedError": "conexão recusada",
     "gaierror": "host não encontrado",
@@ -51,70 +55,158 @@ class Link(NamedTuple):
     close: Callable[[], None]
 
 
+class Pending:
+    """A question that was asked: calling it, in the same thread, waits for the answer and returns it.
+
+    It raises UnavailableError where there is none, and redis.ResponseError where it is an error.
+    """
+
+    def __init__(self, backend: "Backend") -> None:
+        self.backend, self.done = backend, False
+
+    def settle(self, answer: Any, error: Exception | None) -> None:
+        """Set what calling it returns or raises."""
+        self.answer, self.error, self.done = answer, error, True
+
+    def __call__(self) -> Any:
+        if not self.done:
+            self.backend.receive(self)
+        if self.error:
+            raise self.error
+        return self.answer
+
+
+class Line(threading.local):
+    """A thread's connection to a server, and what was asked over it."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.opening: Future[Link] | None = None
+        self.pending, self.unsent = deque[Pending](), list[Any]()  # what has no answer yet; the last of it, not sent
+        self.silent = False  # nothing has come back since the last packet went
+        self.patient = True  # may wait for a server that fails
+
+
 class Backend:
     """A server that each thread asks over a connection of its own, kept from one request to the next.
 
-    While it fails, one thread at a time finds out whether it is back; the others take the last reason at once.
+    Any number of questions may be asked before the first answer is waited for: the first goes at once, and the others
+    in one packet (as in RFC 896). While the server fails, one thread at a time finds out whether it is back; the
+    others take the last reason at once.
     """
 
     name: str
     host: str  # where it is, for people to read
+    nothing: Any  # the question that only finds out whether the server is there
+    pause = 0.0  # seconds that it is left alone after it failed
 
     def __init__(self) -> None:
         self.reason = ""  # why it can't be asked; empty while it can
-        self.lock, self.probe, self.thread = threading.Lock(), threading.Lock(), threading.local()
+        self.next_trial = 0.0  # when a thread may find out whether it is back
+        self.lock, self.line = threading.Lock(), Line()
 
     def connect(self) -> tuple[Any, Any, Callable[[], None]]:
         """Open a connection; return it, its socket and the way to close it."""
         raise NotImplementedError
 
-    def ping(self, connection: Any) -> None:
-        """Ask for any answer at all."""
+    def write(self, connection: Any, questions: list[Any]) -> None:
+        """Send questions, in one packet."""
         raise NotImplementedError
 
-    def ask(self, question: Callable[[Any], Any]) -> Any:
-        """Return ``question(connection)``. It is asked once: asking again could count a visit twice.
+    def read(self, connection: Any) -> Any:
+        """Wait for the next answer and return it; raise redis.ResponseError where it is an error."""
+        raise NotImplementedError
 
-        Raises UnavailableError, or redis.ResponseError where the server is there but answers with an error.
-        """
-        failing = self.reason
-        if failing and not self.probe.acquire(blocking=False):
-            raise UnavailableError(failing)
+    def untried(self) -> bool:
+        """Tell whether it fails, and no thread finds out just now whether it is back."""
+        return bool(self.reason) and time.monotonic() > self.next_trial
+
+    def ask(self, question: Any, shared: bool = False) -> Pending:
+        """Ask, once: asking again could count a visit twice. Several ``shared`` ones that still wait to go are one."""
+        line = self.line
+        if shared and line.unsent and line.unsent[-1] is question:
+            return line.pending[-1]
+        pending = Pending(self)
+        if self.reason:
+            if not (line.patient and self.untried()):
+                pending.settle(None, UnavailableError(self.reason))
+                return pending
+            self.next_trial = time.monotonic() + 2 * TIMEOUT  # enough for this one
+        line.pending.append(pending)
+        if len(line.pending) > 1:
+            line.unsent.append(question)
+        else:
+            try:
+                self.write(self.connection(), [question])
+                line.silent = True
+            except Exception as error:  # what isn't a Redis or a Postgres at all can raise anything
+                self.fail(error)
+        return pending
+
+    def receive(self, pending: Pending) -> None:
+        """Settle what this thread asked, in order, as far as ``pending``; or all of it, where the server fails."""
+        line = self.line
         try:
-            answer = question(self.connection())
-        except redis.ResponseError:
+            assert line.link
+            if line.unsent:
+                questions, line.unsent, line.silent = line.unsent, [], True
+                self.write(line.link.connection, questions)
+            if line.silent:
+                line.silent, end = False, time.monotonic() + SPIN
+                while not line.link.watch.poll(0) and time.monotonic() < end:
+                    pass
+            while not pending.done:
+                try:
+                    answer, error = self.read(line.link.connection), None
+                except redis.ResponseError as refusal:
+                    answer, error = None, refusal
+                line.pending.popleft().settle(answer, error)
+        except Exception as error:
+            self.fail(error)
+        else:
             self.note("")
-            raise
-        except Exception as error:  # what isn't a Redis or a Postgres at all can raise anything
-            self.disconnect()
-            reason = reason_for(error)
-            self.note(reason)
-            raise UnavailableError(reason) from error
-        finally:
-            if failing:
-                self.probe.release()
-        self.note("")
-        return answer
 
-    def state(self) -> str:
-        """Return the line, with its end, that says whether the server answers now."""
-        try:
-            self.ask(self.ping)
-        except (UnavailableError, redis.ResponseError) as error:
-            return f"{self.name}: indisponível ({reason_for(error)})\n"
-        return f"{self.name}: conectado\n"
+    def fail(self, error: Exception) -> None:
+        """Close this thread's connection; whatever was asked over it has no answer."""
+        line, reason = self.line, reason_for(error)
+        while line.pending:
+            line.pending.popleft().settle(None, UnavailableError(reason))
+        line.unsent.clear()
+        self.disconnect()
+        self.note(reason)
+
+    def state(self) -> Callable[[], str]:
+        """Ask whether the server is there; return a function that waits, and returns the line, with its end, on it."""
+        pending = self.ask(self.nothing, shared=True)
+
+        def line() -> str:
+            try:
+                pending()
+            except (UnavailableError, redis.ResponseError) as error:
+                return f"{self.name}: indisponível ({reason_for(error)})\n"
+            return f"{self.name}: conectado\n"
+
+        return line
 
     def connection(self) -> Any:
         """Return this thread's connection, a new one where the server closed it; raise what connecting raises."""
-        link: Future[Link] | None = getattr(self.thread, "link", None)
+        line = self.line
+        if line.opening and line.opening.done():
+            with suppress(Exception):
+                line.link = line.opening.result()
+            line.opening = None
         # No answer is due on an idle connection: something to read there means its end.
-        if not link or (link.done() and (link.exception() or link.result().watch.poll(0))):
+        if line.link and line.link.watch.poll(0):
             self.disconnect()
-            link = self.thread.link = Future()
-            # A slow name or handshake outlasts every time-out of a socket, so a helper connects. Nobody waits for it
-            # longer than TIMEOUT; the thread's next request takes what has become of it.
-            threading.Thread(target=self.fulfil, args=[link], daemon=True).start()
-        return link.result(TIMEOUT).connection
+        if not line.link:
+            if not line.opening:
+                line.opening = Future()
+                # A slow name or handshake outlasts every time-out of a socket, so a helper connects. Nobody waits for
+                # it longer than TIMEOUT; the thread's next request takes what has become of it.
+                threading.Thread(target=self.fulfil, args=[line.opening], daemon=True).start()
+            line.link = line.opening.result(TIMEOUT)
+            line.opening = None
+        return line.link.connection
 
     def fulfil(self, link: "Future[Link]") -> None:
         """Set ``link`` to an open connection, or to the error that there was."""
@@ -128,11 +220,10 @@ class Backend:
 
     def disconnect(self) -> None:
         """Close this thread's connection and forget it; one that is still being opened stays."""
-        link: Future[Link] | None = getattr(self.thread, "link", None)
-        if link and link.done():
-            self.thread.link = None
-            with suppress(Exception):  # it may be broken, or never have been opened
-                link.result().close()
+        link, self.line.link = self.line.link, None
+        if link:
+            with suppress(Exception):  # it may be broken
+                link.close()
 
     def note(self, reason: str) -> None:
         """Keep what was found out last, and log it where the server went away or came back."""
@@ -141,12 +232,13 @@ class Backend:
                 before, self.reason = self.reason, reason
             if not (before and reason):
                 log.info("%s: %s", self.name, f"indisponível ({reason})" if reason else "conectado de novo")
+        self.next_trial = time.monotonic() + self.pause
 
 
 class Redis(Backend):
     """The Redis at ``url``, in redis-py's form: redis://, rediss:// or unix://. A bad one: ValueError or TypeError."""
 
-    name = "Redis"
+    name, nothing = "Redis", ("PING",)
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -156,25 +248,18 @@ class Redis(Backend):
             options.pop(unwanted, None)
         options |= {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "driver_info": None}
         self.make = partial(options.pop("connection_class", redis.Connection), **options)
-        self.make()  # not open yet, but an unknown option shows
+        self.pack = lru_cache(self.make().pack_command)  # not open yet, but an unknown option shows
 
     def connect(self) -> tuple[redis.Connection, Any, Callable[[], None]]:
         connection = self.make()
         connection.connect()
         return connection, connection._sock, connection.disconnect
 
-    def command(self, *words: str | int) -> Any:
-        """Return Redis's answer to a command; raise as ``ask`` does."""
+    def write(self, connection: redis.Connection, questions: list[tuple[str | int, ...]]) -> None:
+        connection.send_packed_command([b"".join([part for question in questions for part in self.pack(*question)])])
 
-        def question(connection: redis.Connection) -> Any:
-            connection.send_command(*words)
-            return connection.read_response()
-
-        return self.ask(question)
-
-    def ping(self, connection: redis.Connection) -> None:
-        connection.send_command("PING")
-        connection.read_response()
+    def read(self, connection: redis.Connection) -> Any:
+        return connection.read_response()
 
 
 class Postgres(Backend):
@@ -184,7 +269,8 @@ class Postgres(Backend):
     here, require or verify-full, as in 32.19.1) and sslrootcert (a file). A bad URL: ValueError or KeyError.
     """
 
-    name = "Postgres"
+    name, nothing = "Postgres", ""  # an empty query: the cheapest round trip (protocol, 54.2.2)
+    pause = 0.02  # no visit depends on it, and so none has to be slowed down by asking all the time
 
     def __init__(self, url: str, password: str) -> None:
         super().__init__()
@@ -213,5 +299,10 @@ class Postgres(Backend):
         connection = self.make()
         return connection, connection._usock, connection.close
 
-    def ping(self, connection: pg8000.native.Connection) -> None:
-        connection.run("")  # an empty query: the cheapest round trip (protocol, 54.2.2)
+    def write(self, connection: pg8000.native.Connection, questions: list[str]) -> None:
+        for question in questions:
+            connection.send_QUERY(question)
+        connection._sock.flush()
+
+    def read(self, connection: pg8000.native.Connection) -> None:
+        connection.handle_messages(Context(""))

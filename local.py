@@ -70,6 +70,8 @@ class Server:
     def signal(self, number: int) -> None:
         """Send a signal to the server and its children."""
         if self.process and self.process.poll() is None:
+            # Not to the group alone: Postgres gives each child one of its own.
+            subprocess.run(["pkill", f"-{int(number)}", "-P", str(self.process.pid)])
             os.killpg(self.process.pid, number)
 
     def stop(self) -> None:

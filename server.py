@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import responses
 from pathlib import Path
@@ -61,52 +61,65 @@ THREADS = setting("THREADS", "4", partial(number, low=1, high=100), "um número 
 ACCESS_LOG = setting("ACCESS_LOG", "1", partial(number, low=0, high=1), "0 ou 1")  # 0: no line per request
 
 # --- Application ------------------------------------------------------------------------------------------------------
+# A route puts its questions on their way and returns a function that waits for the answers: meanwhile, those of other
+# requests can go too.
+Answer = Callable[[], tuple[int, str]]  # returns a status and a text
 MORE_HEADERS = {503: [("Retry-After", "1")], 405: [("Allow", "GET, HEAD")]}
 
 
-def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer one request (PEP 3333); HEAD gets the headers of GET, and has no effect."""
-    method, route = environ["REQUEST_METHOD"], ROUTES.get(environ.get("PATH_INFO") or "/")
-    if not route:
-        status, text = 404, "Não encontrado: há / (conta uma visita) e /reset (volta a 0)\n"
-    elif method not in ("GET", "HEAD"):
-        status, text = 405, "Método não permitido: use GET\n"
-    else:
-        status, text = route(method == "HEAD")
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+    """Answer one request (PEP 3333); HEAD gets the headers of GET, and has no effect.
+
+    When it returns, Redis and Postgres have been asked; the first iteration waits for them.
+    """
+    method, route = environ["REQUEST_METHOD"], ROUTES.get(environ.get("PATH_INFO") or "/", not_found)
+    if method not in ("GET", "HEAD") and route != not_found:
+        route = not_allowed
+    return respond(route(method == "HEAD"), method, start_response)
+
+
+def respond(answer: Answer, method: str, start_response: StartResponse) -> Iterator[bytes]:
+    """Wait for an answer, start the response, and yield its body."""
+    status, text = answer()
     body = text.encode()
     headers = [*HEADERS, ("Content-Length", str(len(body))), *MORE_HEADERS.get(status, [])]
     start_response(f"{status} {responses[status]}", headers)
-    return [] if method == "HEAD" else [body]
+    if method != "HEAD":
+        yield body
 
 
-def visit(head: bool) -> tuple[int, str]:
-    """Count a visit; return the status and the text of ``/``. With ``head``, what they would be."""
-    postgres = ""
+def visit(head: bool) -> Answer:
+    """Count a visit, for ``/``. With ``head``, find out what the answer would be."""
+    # Of the two, Postgres takes longer: by the time it has answered, Redis mostly has too.
+    state, count = database.state(), cache.ask(("GET", KEY) if head else ("INCR", KEY))
 
-    def count(connection: redis.Connection) -> Any:
-        nonlocal postgres
-        connection.send_command("GET" if head else "INCR", KEY)
-        postgres = database.state()  # while Redis is at it: one wait instead of two
-        return connection.read_response()
+    def answer() -> tuple[int, str]:
+        postgres = state()
+        try:
+            number = count()
+            visits = int(0 if number is None else number) + head
+            if visits >= 2**63:  # more than INCR can count
+                raise ValueError
+            return 200, f"Contador: {visits}\n{postgres}"
+        except (UnavailableError, redis.ResponseError, ValueError) as error:
+            status, text = refusal(error)
+            return status, text if status == 500 else text + postgres
 
-    try:
-        answer = cache.ask(count)
-        visits = int(0 if answer is None else answer) + head
-        status, text = 200, f"Contador: {visits}\n"
-        if visits >= 2**63:  # more than INCR can count
-            raise ValueError
-    except (UnavailableError, redis.ResponseError, ValueError) as error:
-        status, text = refusal(error)
-    return status, text if status == 500 else text + (postgres or database.state())
+    return answer
 
 
-def reset(head: bool) -> tuple[int, str]:
-    """Put the counter back to 0; return the status and the text of ``/reset``. With ``head``, what they would be."""
-    try:
-        cache.command("PING") if head else cache.command("SET", KEY, 0)
-    except (UnavailableError, redis.ResponseError) as error:
-        return refusal(error)
-    return 200, "Contador: 0\n"
+def reset(head: bool) -> Answer:
+    """Put the counter back to 0, for ``/reset``. With ``head``, only find out whether that could be done."""
+    done = cache.ask(("PING",) if head else ("SET", KEY, 0))
+
+    def answer() -> tuple[int, str]:
+        try:
+            done()
+        except (UnavailableError, redis.ResponseError) as error:
+            return refusal(error)
+        return 200, "Contador: 0\n"
+
+    return answer
 
 
 def refusal(error: Exception) -> tuple[int, str]:
@@ -116,10 +129,25 @@ def refusal(error: Exception) -> tuple[int, str]:
     return 503, f"Contador: indisponível ({reason_for(error)})\n"
 
 
-def health(head: bool) -> tuple[int, str]:
-    """Return the status and the text of ``/health``; it counts nothing."""
-    text = cache.state() + database.state()
-    return 503 if "indisponível" in text else 200, text
+def health(head: bool) -> Answer:
+    """Tell whether both are there, for ``/health``; it counts nothing."""
+    states = cache.state(), database.state()
+
+    def answer() -> tuple[int, str]:
+        text = "".join(state() for state in states)
+        return 503 if "indisponível" in text else 200, text
+
+    return answer
+
+
+def not_found(head: bool) -> Answer:
+    """Say which paths there are."""
+    return lambda: (404, "Não encontrado: há / (conta uma visita) e /reset (volta a 0)\n")
+
+
+def not_allowed(head: bool) -> Answer:
+    """Say which methods there are."""
+    return lambda: (405, "Método não permitido: use GET\n")
 
 
 ROUTES = {"/": visit, "/reset": reset, "/health": health}
@@ -127,8 +155,8 @@ ROUTES = {"/": visit, "/reset": reset, "/health": health}
 
 # --- Program ----------------------------------------------------------------------------------------------------------
 def failing() -> bool:
-    """Tell whether a backend did not answer when it was last asked."""
-    return bool(cache.reason or database.reason)
+    """Tell whether the next request should find out if a backend that failed is back."""
+    return bool(cache.untried() or database.untried())
 
 
 def main() -> int:
@@ -143,6 +171,7 @@ def main() -> int:
         return 2
     host, port = f"[{HOST}]" if ":" in HOST else HOST, listener.getsockname()[1]
     log.info("Contador em http://%s:%s (Redis: %s, Postgres: %s)", host, port, cache.host, database.host)
+    cache.line.patient = database.line.patient = False  # the main loop waits for nothing that a thread can find out
     serve(app, listener, THREADS, failing, access_log=ACCESS_LOG)
     return 0
 

@@ -1,11 +1,13 @@
 """waitress, made ready for hostile requests, frozen backends, a busy core and a quick end."""
 
+import ctypes
 import logging
 import os
 import random
 import resource
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -19,7 +21,7 @@ from wsgiref.types import WSGIApplication
 import waitress
 from waitress import channel, parser, task, wasyncore
 
-SLOW = 0.002  # seconds for one request, from which on the others should not have to wait for it
+SPIN = 0.00005  # seconds to look for a next request before sleeping: about what sleeping and waking up takes
 LINGER = 0.2  # seconds that open connections have for a last request when the server stops
 MAX_CONNECTIONS = 4000
 HEADERS = [
@@ -45,8 +47,10 @@ def clf_time(second: int) -> str:
 class Task(task.Task):
     """An answer: sent in one piece, logged, and the last of its connection when the server stops."""
 
+    start_time = 0.0
+
     def start(self) -> None:
-        super().start()
+        self.start_time = self.start_time or time.time()
         if self.channel.server.task_dispatcher.stopping:
             self.set_close_on_finish()
 
@@ -77,7 +81,18 @@ class Task(task.Task):
 
 
 class WSGITask(Task, task.WSGITask):
-    """An answer of the application."""
+    """An answer of the application, in one piece."""
+
+    def call(self) -> None:
+        """Call the application; its answer is waited for later."""
+        self.start_time = time.time()
+        self.body = self.channel.server.application(self.get_environment(), self.start_response)
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
+        self.status, self.response_headers, self.complete = status, headers, True
+
+    def execute(self) -> None:
+        self.write(b"".join(self.body))
 
 
 class ErrorTask(Task, task.ErrorTask):
@@ -105,39 +120,58 @@ class Parser(parser.HTTPRequestParser):
 
 
 class Channel(channel.HTTPChannel):
-    """A connection; its requests tell the dispatcher how long they took."""
+    """A connection, whose next request can be on its way to the backends before its turn has come."""
 
-    task_class, error_task_class, parser_class = WSGITask, ErrorTask, Parser
+    error_task_class, parser_class = ErrorTask, Parser
+    called: WSGITask | None = None
+
+    def call(self) -> None:
+        """Call the application for the next request, if it is one."""
+        if not self.requests[0].error:
+            self.called = WSGITask(self, self.requests[0])
+            self.called.call()
+
+    def task_class(self, *_: object) -> WSGITask | None:  # what service() takes for the task's class
+        called, self.called = self.called, None
+        return called
 
     def service(self) -> None:
-        started = time.monotonic()
+        if not self.called:
+            self.call()
         super().service()
-        self.server.task_dispatcher.slow = time.monotonic() - started > SLOW
 
 
 class Dispatcher(task.ThreadedTaskDispatcher):
-    """Answers in the main loop itself, and leaves it to threads only while a backend is slow or failing.
+    """Answers in the main loop itself, and leaves to threads only requests that may have to wait for a failing backend.
 
-    Threads that take turns under the GIL spend longer on handing it over than on answering.
+    Threads that take turns under the GIL spend longer on handing it over than on answering. What has come in together
+    is put to the backends together: the application is called for every request before the first answer is waited for.
     """
 
-    slow = stopping = False
+    stopping, last = False, 0.0
 
     def __init__(self, threads: int, failing: Callable[[], bool]) -> None:
         super().__init__()
-        self.failing, self.ready = failing, deque[Channel]()
-        self.set_thread_count(max(threads, 2))  # one may have to wait for a frozen backend
+        self.failing, self.limit, self.ready = failing, threads, deque[Channel]()
+        self.set_thread_count(threads)
 
     def add_task(self, task: Channel) -> None:
         self.ready.append(task)
 
     def run(self) -> None:
+        """Answer all that has come in."""
         while self.ready:
-            each = self.ready.popleft()
-            if self.slow or self.failing():
-                super().add_task(each)
-            else:
+            called = list[Channel]()
+            while self.ready:
+                each = self.ready.popleft()
+                if self.failing() and self.active_count + len(self.queue) < self.limit:
+                    super().add_task(each)
+                else:
+                    each.call()
+                    called.append(each)
+            for each in called:
                 each.service()
+            self.last = time.monotonic()
 
 
 def serve(
@@ -194,7 +228,10 @@ def serve(
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     while not dispatcher.stopping:
-        turn(1)
+        turn(time.monotonic() > dispatcher.last + SPIN)
+    if sys.platform == "linux":  # a filter (socket(7), "ret 0") drops what knocks now, or close() would reset it
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+        listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(drop)))
     server.handle_accept()
     wasyncore.dispatcher.close(server)
     stopped = time.monotonic()
