@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -154,18 +155,25 @@ class Load:
     """Clients that ask all the time, each on a connection of its own, until ``stop``; ``answers`` has them all."""
 
     def __init__(self, port: int, clients: int = 8) -> None:
-        self.port, self.answers, self.running, self.sent, self.lost = port, list[Answer](), True, 0, list[Exception]()
+        self.port, self.answers, self.sent, self.lost = port, list[Answer](), 0, list[Exception]()
+        self.end = time.monotonic() + 30  # at the latest
         self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
         for thread in self.threads:
             thread.start()
 
     def run(self) -> None:
-        while self.running:
+        while time.monotonic() < self.end:
             self.sent += 1
             try:
                 self.answers.append(Answer(self.port))
             except Exception as error:
                 self.lost.append(error)
+
+    def rate(self) -> float:
+        """Return the answers per second, of a second from now."""
+        seen = len(self.answers)
+        time.sleep(1)
+        return len(self.answers) - seen
 
     def more(self, count: int, pattern: str = "") -> None:
         """Wait for so many more answers with ``pattern`` in them."""
@@ -173,7 +181,7 @@ class Load:
         eventually(lambda: sum(bool(re.search(pattern, each.text)) for each in self.answers[seen:]) >= count)
 
     def stop(self) -> list[Answer]:
-        self.running = False
+        self.end = 0
         for thread in self.threads:
             thread.join(10)
         return self.answers
@@ -451,6 +459,23 @@ class TestFaults(unittest.TestCase):
         news = [line for line in self.web.lines if line.startswith("Postgres")]
         self.assertEqual(news, ["Postgres: indisponível (conexão recusada)\n", "Postgres: conectado de novo\n"])
 
+    def test_under_load_postgres_can_go_and_come(self) -> None:
+        load = Load(self.web.port)
+        self.addCleanup(load.stop)
+        load.more(100)
+        healthy = load.rate()
+        db.stop()
+        self.assertGreater(load.rate(), healthy / 2)
+        db.start()
+        started = time.monotonic()
+        load.more(1, CONNECTED)
+        self.assertLess(time.monotonic() - started, 1)
+        load.more(100)
+        answers = load.stop()
+        self.assertEqual(({answer.status for answer in answers}, load.lost), ({200}, []))
+        self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+        self.assertTrue(all(CONNECTED in answer.text for answer in answers[-50:]))
+
     def test_without_redis_it_says_so_at_once_and_counts_on_afterwards(self) -> None:
         cache.stop()
         with ThreadPoolExecutor(8) as pool:
@@ -473,10 +498,13 @@ class TestFaults(unittest.TestCase):
             with self.subTest(frozen=[type(server).__name__ for server in frozen]):
                 before = int(stored() or 0)
                 load = Load(self.web.port)
+                self.addCleanup(load.stop)
                 load.more(100)
+                healthy = load.rate()
                 for server in frozen:
                     server.signal(signal.SIGSTOP)
-                time.sleep(1.5)
+                self.assertGreater(load.rate(), 0 if cache in frozen else healthy / 2)
+                time.sleep(0.5)
                 for server in frozen:
                     server.signal(signal.SIGCONT)
                 load.more(50, rf"Contador: \d+\n{CONNECTED}")
@@ -556,8 +584,29 @@ class TestFaults(unittest.TestCase):
             client.config_set("save", "")
         self.assertEqual(self.web.get().number, 2)
 
+    @unittest.skipUnless(hasattr(resource, "prlimit"), "only Linux can take a running server's disk away")
+    def test_a_full_disk_is_told_and_passes(self) -> None:
+        other = Redis(FOLDER / "full")
+        other.command = ["sh", "-c", 'trap "" XFSZ; exec "$@"', "sh", *other.command]
+        other.start()
+        self.addCleanup(other.kill)
+        assert other.process
+        with service(REDIS_URL=other.url) as web:
+            self.assertEqual(web.get().number, 1)
+            resource.prlimit(other.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+            self.assertEqual(web.get().number, 2)  # the last that Redis takes: it can't write it yet
+            answer = web.get()
+            self.assertEqual(
+                (answer.status, answer.text),
+                (503, f"Contador: indisponível (o Redis não consegue gravar em disco)\n{CONNECTED}"),
+            )
+            resource.prlimit(other.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            eventually(lambda: web.get().status == 200)
+            self.assertEqual(web.get().number, 4)
+
     def test_kill_9_of_redis_loses_no_answered_visit(self) -> None:
         load = Load(self.web.port)
+        self.addCleanup(load.stop)
         load.more(300)
         cache.kill()
         load.more(1, "indisponível")
@@ -710,6 +759,7 @@ class TestLogAndStop(unittest.TestCase):
         store(None)
         with service() as web:
             load = Load(web.port)
+            self.addCleanup(load.stop)
             load.more(200)
             started = time.monotonic()
             self.assertEqual(web.end(), 0)
