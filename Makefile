@@ -20,7 +20,7 @@ test-swarm:  ## Executa os comandos de "Além de uma máquina": requer um Docker
 demo:  ## Mostra a aula, um comando a cada Enter
 	@$(PYTHON) readme.py demo
 
-bench: $(READY)  ## Mede o serviço nesta máquina, contra o limite do servidor dele
+bench: $(READY)  ## Mede o serviço nesta máquina, contra o waitress sozinho
 	@$(VENV)/python bench.py
 
 lint: $(READY)  ## Verifica o estilo e os tipos

@@ -1,4 +1,4 @@
-"""Measure the service on this machine against the limit of its own server: waitress with no backend at all.
+"""Measure the service on this machine against its own server: waitress as it comes, with no backend at all.
 
 A well-known load generator, wrk, asks both in turn, three times; the figures are medians.
 """
@@ -19,7 +19,7 @@ from local import HERE, Postgres, Redis, free_port
 CEILING = """
 import logging, os, sys, waitress
 logging.getLogger("waitress.queue").disabled = True
-if hasattr(os, "sched_setaffinity"):  # on one core, as the counter: the limit is then several times higher
+if hasattr(os, "sched_setaffinity"):  # on one core, as the counter: it is then several times faster
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "32")])
@@ -74,9 +74,9 @@ def main() -> int:
                 server.stop()
     print("conexões  contador/s  waitress só/s  razão")
     for number, count in enumerate(CONNECTIONS):
-        ours, limit = (statistics.median(each[side][number] for each in rounds) for side in (0, 1))
+        ours, alone = (statistics.median(each[side][number] for each in rounds) for side in (0, 1))
         ratio = statistics.median(each[0][number] / each[1][number] for each in rounds)
-        print(f"{count:8}  {ours:10.0f}  {limit:13.0f}  {ratio:5.2f}")
+        print(f"{count:8}  {ours:10.0f}  {alone:13.0f}  {ratio:5.2f}")
     return 0
 
 

@@ -16,7 +16,6 @@ import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -283,30 +282,48 @@ class TestAnswers(unittest.TestCase):
         self.assertEqual(sorted(numbers), list(range(1, 1001)))
 
     @staticmethod
-    def started(
-        calls: list[str], status: str, headers: list[tuple[str, str]], exc_info: Any = None
-    ) -> Callable[[bytes], object]:
-        calls.append(status)
-        return bytes
-
-    def test_the_application_keeps_to_wsgi(self) -> None:
+    def call(path: str, method: str = "GET") -> tuple[Any, list[str]]:
+        """Call the application; return the body that it has not answered with yet, and a list for the status."""
         os.environ.update(REDIS_URL=cache.url, DATABASE_URL=db.url)
         import server
 
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": path,
+            "SCRIPT_NAME": "" if path else "/x",
+            "QUERY_STRING": "",
+        }
+        setup_testing_defaults(environ)
+        statuses: list[str] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Callable[[bytes], object]:
+            statuses.append(status)
+            return bytes
+
+        return validator(server.app)(environ, start_response), statuses
+
+    def test_the_application_keeps_to_wsgi(self) -> None:
         for method in ("GET", "HEAD", "POST"):
             for path in ("/", "/reset", "/health", "/nada", ""):
-                environ: dict[str, Any] = {
-                    "REQUEST_METHOD": method,
-                    "PATH_INFO": path,
-                    "SCRIPT_NAME": "" if path else "/x",
-                    "QUERY_STRING": "",
-                }
-                setup_testing_defaults(environ)
-                started: list[Any] = []
-                body = validator(server.app)(environ, partial(self.started, started))
+                body, statuses = self.call(path, method)
                 self.assertEqual(bool(b"".join(body)), method != "HEAD")
-                body.close()  # type: ignore[attr-defined]
-                self.assertEqual(len(started), 1)
+                body.close()
+                self.assertEqual(len(statuses), 1)
+
+    def test_requests_that_wait_together_each_get_their_own_answer(self) -> None:
+        store("abc")
+        calls = [self.call(path) for path in ("/", "/reset", "/", "/nada", "/", "/", "/health", "/")]
+        abandoned, _ = calls.pop(4)
+        abandoned.close()
+        for body, statuses in reversed(calls):
+            statuses.append(b"".join(body).decode().splitlines()[0])
+            body.close()
+        self.assertEqual([statuses[0][:3] for _, statuses in calls], ["500", "200", "200", "404", "200", "200", "200"])
+        numbers = [statuses[1].removeprefix("Contador: ") for _, statuses in calls]
+        self.assertEqual(numbers[1:3] + numbers[4:], ["0", "1", "3", "Redis: conectado", "4"])
+        self.check("/", 200, f"Contador: 5\n{CONNECTED}")
 
 
 class TestSettings(unittest.TestCase):
