@@ -121,12 +121,9 @@ class Backend:
         """Tell whether it fails, and no thread finds out just now whether it is back."""
         return bool(self.reason) and time.monotonic() > self.next_trial
 
-    def ask(self, question: Any, shared: bool = False) -> Pending:
-        """Ask, once: asking again could count a visit twice. Several ``shared`` ones that still wait to go are one."""
-        line = self.line
-        if shared and line.unsent and line.unsent[-1] is question:
-            return line.pending[-1]
-        pending = Pending(self)
+    def ask(self, question: Any) -> Pending:
+        """Ask, once: asking again could count a visit twice."""
+        line, pending = self.line, Pending(self)
         if self.reason:
             if not (line.patient and self.untried()):
                 pending.settle(None, UnavailableError(self.reason))
@@ -177,7 +174,7 @@ class Backend:
 
     def state(self) -> Callable[[], str]:
         """Ask whether the server is there; return a function that waits, and returns the line, with its end, on it."""
-        pending = self.ask(self.nothing, shared=True)
+        pending = self.ask(self.nothing)
 
         def line() -> str:
             try:

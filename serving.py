@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http.client import responses
 from typing import Any
@@ -47,14 +47,9 @@ def clf_time(second: int) -> str:
 class Task(task.Task):
     """An answer: sent in one piece, logged, and the last of its connection when the server stops."""
 
-    start_time = 0.0
-
-    def start(self) -> None:
-        self.start_time = self.start_time or time.time()
+    def write(self, data: bytes) -> None:
         if self.channel.server.task_dispatcher.stopping:
             self.set_close_on_finish()
-
-    def write(self, data: bytes) -> None:
         self.wrote_header, headers = True, self.build_response_header()
         self.content_bytes_written = len(data)
         self.channel.write_soon(headers + data)  # waitress would send two packets
@@ -83,15 +78,27 @@ class Task(task.Task):
 class WSGITask(Task, task.WSGITask):
     """An answer of the application, in one piece."""
 
+    body: Iterable[bytes] = ()
+    error: Exception | None = None
+
     def call(self) -> None:
         """Call the application; its answer is waited for later."""
         self.start_time = time.time()
-        self.body = self.channel.server.application(self.get_environment(), self.start_response)
+        try:
+            self.body = self.channel.server.application(self.get_environment(), self.start_response)
+        except Exception as error:
+            self.error = error
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
-        self.status, self.response_headers, self.complete = status, headers, True
+        self.status, self.complete = status, True
+        self.response_headers += headers
+
+    def start(self) -> None:  # call() was the start
+        pass
 
     def execute(self) -> None:
+        if self.error:  # raised here, it gets a line in the log and the answer 500
+            raise self.error
         self.write(b"".join(self.body))
 
 
@@ -159,18 +166,17 @@ class Dispatcher(task.ThreadedTaskDispatcher):
         self.ready.append(task)
 
     def run(self) -> None:
-        """Answer all that has come in."""
-        while self.ready:
-            called = list[Channel]()
-            while self.ready:
-                each = self.ready.popleft()
-                if self.failing() and self.active_count + len(self.queue) < self.limit:
-                    super().add_task(each)
-                else:
-                    each.call()
-                    called.append(each)
-            for each in called:
-                each.service()
+        """Answer one request of each connection that has sent any."""
+        called = list[Channel]()
+        for each in [self.ready.popleft() for _ in range(len(self.ready))]:
+            if self.failing() and self.active_count + len(self.queue) < self.limit:
+                super().add_task(each)
+            else:
+                each.call()
+                called.append(each)
+        for each in called:
+            each.service()
+        if called:
             self.last = time.monotonic()
 
 
@@ -227,8 +233,8 @@ def serve(
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    while not dispatcher.stopping:
-        turn(time.monotonic() > dispatcher.last + SPIN)
+    while not dispatcher.stopping:  # half a second, because a signal that comes just before the wait does not end it
+        turn(0 if dispatcher.ready or time.monotonic() < dispatcher.last + SPIN else 0.5)
     if sys.platform == "linux":  # a filter (socket(7), "ret 0") drops what knocks now, or close() would reset it
         drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
         listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(drop)))

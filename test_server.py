@@ -740,6 +740,21 @@ class TestLogAndStop(unittest.TestCase):
         for match in found:
             time.strptime(match[1] if match else "", "%d/%b/%Y:%H:%M:%S %z")
 
+    def test_a_defect_is_told_to_the_log_and_not_to_the_client(self) -> None:
+        program = (
+            "import server\n"
+            "server.ROUTES['/called'] = lambda head: 1 / 0\n"
+            "server.ROUTES['/waited'] = lambda head: lambda: 1 / 0\n"
+            "server.main()\n"
+        )
+        with service(program=[sys.executable, "-c", program], PYTHONPATH=str(HERE)) as web:
+            for path in ("/called", "/waited"):
+                answer = web.get(path)
+                self.assertEqual((answer.status, answer.text), (500, "Erro interno\n"))
+            self.assertEqual(web.get().status, 200)
+            web.end()
+        self.assertEqual(sum("ZeroDivisionError" in line for line in web.lines), 2)
+
     def test_a_failing_health_check_is_logged(self) -> None:
         with service(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0") as web:
             web.get("/health")
@@ -770,7 +785,7 @@ class TestLogAndStop(unittest.TestCase):
             answer = pool.submit(web.get)
             time.sleep(0.1)  # until the request is surely there: nothing outside shows it
             self.assertEqual(web.end(), 0)
-            self.assertEqual(answer.result().status, 503)
+            self.assertEqual((answer.result().status, answer.result().headers["Connection"]), (503, "close"))
 
     def test_under_load_every_accepted_request_gets_a_whole_answer(self) -> None:
         store(None)
