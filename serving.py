@@ -99,7 +99,10 @@ class WSGITask(Task, task.WSGITask):
     def execute(self) -> None:
         if self.error:  # raised here, it gets a line in the log and the answer 500
             raise self.error
-        self.write(b"".join(self.body))
+        try:
+            self.write(b"".join(self.body))
+        finally:
+            getattr(self.body, "close", bool)()
 
 
 class ErrorTask(Task, task.ErrorTask):
@@ -133,14 +136,14 @@ class Channel(channel.HTTPChannel):
     called: WSGITask | None = None
 
     def call(self) -> None:
-        """Call the application for the next request, if it is one."""
-        if not self.requests[0].error:
+        """Call the application for the next request, if it is one and somebody waits for its answer."""
+        if self.connected and not self.requests[0].error:
             self.called = WSGITask(self, self.requests[0])
             self.called.call()
 
-    def task_class(self, *_: object) -> WSGITask | None:  # what service() takes for the task's class
+    def task_class(self, _: object, request: Parser) -> WSGITask:  # what service() takes for the task's class
         called, self.called = self.called, None
-        return called
+        return called or WSGITask(self, request)
 
     def service(self) -> None:
         if not self.called:
