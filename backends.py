@@ -17,7 +17,7 @@ import pg8000.native
 import redis.connection
 from pg8000.core import Context
 
-TIMEOUT = 0.35  # seconds to reach a server, and for each of its answers: four in a row stay below 1.5
+TIMEOUT = 0.35  # seconds to reach a server, and for each of its answers: the few that one visit can meet stay below 1.5
 SPIN = 0.00005  # seconds to look for an answer before sleeping: about what sleeping and waking up takes
 REASONS = {  # by class of error, SQLSTATE, or first word of Redis's message
     "ConnectionRefusedError": "conexão recusada",
@@ -80,9 +80,10 @@ class Line(threading.local):
     """A thread's connection to a server, and what was asked over it."""
 
     def __init__(self) -> None:
-        self.link: Link | None = None
-        self.opening: Future[Link] | None = None
+        self.link: Any = None  # a Link, once there is one
+        self.opening: Any = None  # a Future of one
         self.pending, self.unsent = deque[Pending](), list[Any]()  # what has no answer yet; the last of it, not sent
+        self.due = 0.0  # when it has to be open for these
         self.silent = False  # nothing has come back since the last packet went
         self.patient = True  # may wait for a server that fails
 
@@ -122,7 +123,7 @@ class Backend:
         return bool(self.reason) and time.monotonic() > self.next_trial
 
     def ask(self, question: Any) -> Pending:
-        """Ask, once: asking again could count a visit twice."""
+        """Ask, without waiting, and once: asking again could count a visit twice."""
         line, pending = self.line, Pending(self)
         if self.reason:
             if not (line.patient and self.untried()):
@@ -130,24 +131,31 @@ class Backend:
                 return pending
             self.next_trial = time.monotonic() + 2 * TIMEOUT  # enough for this one
         line.pending.append(pending)
-        if len(line.pending) > 1:
-            line.unsent.append(question)
-        else:
+        line.unsent.append(question)
+        if len(line.pending) == 1:
+            line.due = time.monotonic() + TIMEOUT
             try:
-                self.write(self.connection(), [question])
-                line.silent = True
+                if self.connected():
+                    self.send()
             except Exception as error:  # what isn't a Redis or a Postgres at all can raise anything
                 self.fail(error)
         return pending
+
+    def send(self) -> None:
+        """Send what has not been sent, in one packet."""
+        line = self.line
+        questions, line.unsent, line.silent = line.unsent, [], True
+        self.write(line.link.connection, questions)
 
     def receive(self, pending: Pending) -> None:
         """Settle what this thread asked, in order, as far as ``pending``; or all of it, where the server fails."""
         line = self.line
         try:
-            assert line.link
+            if not line.link:
+                line.link = line.opening.result(max(0, line.due - time.monotonic()))
+                line.opening = None
             if line.unsent:
-                questions, line.unsent, line.silent = line.unsent, [], True
-                self.write(line.link.connection, questions)
+                self.send()
             if line.silent:
                 line.silent, end = False, time.monotonic() + SPIN
                 while not line.link.watch.poll(0) and time.monotonic() < end:
@@ -185,8 +193,8 @@ class Backend:
 
         return line
 
-    def connection(self) -> Any:
-        """Return this thread's connection, a new one where the server closed it; raise what connecting raises."""
+    def connected(self) -> bool:
+        """Tell whether this thread's connection is open; where it isn't, or the server closed it, open a new one."""
         line = self.line
         if line.opening and line.opening.done():
             with suppress(Exception):
@@ -195,15 +203,12 @@ class Backend:
         # No answer is due on an idle connection: something to read there means its end.
         if line.link and line.link.watch.poll(0):
             self.disconnect()
-        if not line.link:
-            if not line.opening:
-                line.opening = Future()
-                # A slow name or handshake outlasts every time-out of a socket, so a helper connects. Nobody waits for
-                # it longer than TIMEOUT; the thread's next request takes what has become of it.
-                threading.Thread(target=self.fulfil, args=[line.opening], daemon=True).start()
-            line.link = line.opening.result(TIMEOUT)
-            line.opening = None
-        return line.link.connection
+        if not line.link and not line.opening:
+            line.opening = Future()
+            # A slow name or handshake outlasts every time-out of a socket, so a helper connects. Nobody waits for it
+            # longer than TIMEOUT; the thread's next question takes what has become of it.
+            threading.Thread(target=self.fulfil, args=[line.opening], daemon=True).start()
+        return bool(line.link)
 
     def fulfil(self, link: "Future[Link]") -> None:
         """Set ``link`` to an open connection, or to the error that there was."""
