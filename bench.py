@@ -19,7 +19,7 @@ from local import HERE, Postgres, Redis, free_port
 CEILING = """
 import logging, os, sys, waitress
 logging.getLogger("waitress.queue").disabled = True
-if hasattr(os, "sched_setaffinity"):  # on one core, as the counter: it is then several times faster
+if hasattr(os, "sched_setaffinity"):  # on one core its threads are several times faster
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "32")])

@@ -2,8 +2,6 @@
 
 import ctypes
 import logging
-import os
-import random
 import resource
 import signal
 import socket
@@ -191,8 +189,6 @@ def serve(
     ``threads`` wait for backends while ``failing()`` says that one is away; ``access_log``: a line per request.
     """
     logging.getLogger("waitress").setLevel(logging.ERROR)
-    if hasattr(os, "sched_setaffinity"):  # one core is all that the GIL lets a process use; moving about costs time
-        os.sched_setaffinity(0, {random.choice(list(os.sched_getaffinity(0)))})
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = MAX_CONNECTIONS + 100 if most == resource.RLIM_INFINITY else min(MAX_CONNECTIONS + 100, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
