@@ -234,7 +234,7 @@ def serve(
     signal.signal(signal.SIGINT, stop)
     while not dispatcher.stopping:  # half a second, because a signal that comes just before the wait does not end it
         turn(0 if dispatcher.ready or time.monotonic() < dispatcher.last + SPIN else 0.5)
-    if sys.platform == "linux":  # a filter (socket(7), "ret 0") drops what knocks now, or close() would reset it
+    if sys.platform == "linux":  # SO_ATTACH_FILTER with "ret 0" drops what knocks now, which close() would reset
         drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
         listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(drop)))
     server.handle_accept()
