@@ -43,7 +43,7 @@ logs:  ## Mostra os logs do Docker
 	docker compose logs
 
 clean:  ## Apaga o ambiente virtual e os dados de make run
-	rm -rf .venv .dados .mypy_cache .ruff_cache __pycache__
+	rm -rf .venv .dados .hypothesis .mypy_cache .ruff_cache __pycache__
 
 # Made anew whenever a pinned version changes; a failed installation leaves no marker behind.
 $(READY): requirements.txt requirements-dev.txt
