@@ -18,7 +18,7 @@ import redis.connection
 from pg8000.core import Context
 
 TIMEOUT = 0.35  # seconds to reach a server, and for each of its answers: the few that one visit can meet stay below 1.5
-SPIN = 0.00005  # seconds to look for an answer before sleeping: about what sleeping and waking up takes
+SPIN = 0.00005  # seconds to look for what is about to come before sleeping: about what sleeping and waking up takes
 REASONS = {  # by class of error, SQLSTATE, or first word of Redis's message
     "ConnectionRefusedError": "conexão recusada",
     "gaierror": "host não encontrado",
@@ -179,6 +179,7 @@ class Backend:
         line.unsent.clear()
         self.disconnect()
         self.note(reason)
+        self.next_trial = time.monotonic() + self.pause
 
     def state(self) -> Callable[[], str]:
         """Ask whether the server is there; return a function that waits, and returns the line, with its end, on it."""
@@ -234,7 +235,6 @@ class Backend:
                 before, self.reason = self.reason, reason
             if not (before and reason):
                 log.info("%s: %s", self.name, f"indisponível ({reason})" if reason else "conectado de novo")
-        self.next_trial = time.monotonic() + self.pause
 
 
 class Redis(Backend):

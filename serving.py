@@ -1,4 +1,4 @@
-"""waitress, made ready for hostile requests, frozen backends, a busy core and a quick end."""
+"""waitress, made ready for hostile requests, frozen backends, many visits at once and a quick end."""
 
 import ctypes
 import logging
@@ -19,7 +19,8 @@ from wsgiref.types import WSGIApplication
 import waitress
 from waitress import channel, parser, task, wasyncore
 
-SPIN = 0.00005  # seconds to look for a next request before sleeping: about what sleeping and waking up takes
+from backends import SPIN
+
 LINGER = 0.4  # seconds that open connections have for a last request when the server stops
 MAX_CONNECTIONS = 4000
 HEADERS = [
@@ -160,7 +161,7 @@ class Dispatcher(task.ThreadedTaskDispatcher):
 
     def __init__(self, threads: int, failing: Callable[[], bool]) -> None:
         super().__init__()
-        self.failing, self.limit, self.ready = failing, threads, deque[Channel]()
+        self.failing, self.ready = failing, deque[Channel]()
         self.set_thread_count(threads)
 
     def add_task(self, task: Channel) -> None:
@@ -170,7 +171,7 @@ class Dispatcher(task.ThreadedTaskDispatcher):
         """Answer one request of each connection that has sent any."""
         called = list[Channel]()
         for each in [self.ready.popleft() for _ in range(len(self.ready))]:
-            if self.failing() and self.active_count + len(self.queue) < self.limit:
+            if self.failing() and self.active_count + len(self.queue) < len(self.threads):
                 super().add_task(each)
             else:
                 each.call()
@@ -186,7 +187,8 @@ def serve(
 ) -> None:
     """Answer the requests that come to ``listener``, until SIGTERM or SIGINT; then finish those that were accepted.
 
-    ``threads`` wait for backends while ``failing()`` says that one is away; ``access_log``: a line per request.
+    ``threads`` take the requests that may have to wait for a backend, while ``failing()`` says that one should find out
+    whether it is back; ``access_log``: a line per request.
     """
     logging.getLogger("waitress").setLevel(logging.ERROR)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -452,7 +452,7 @@ class TestFaults(unittest.TestCase):
         self.web.get()
 
     def test_after_a_restart_the_first_request_succeeds(self) -> None:
-        with ThreadPoolExecutor(8) as pool:  # so that every thread has a connection that goes stale
+        with ThreadPoolExecutor(8) as pool:  # so that there are connections that go stale
             list(pool.map(lambda _: self.web.get(), range(100)))
         for server in (cache, db):
             server.stop()
