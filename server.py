@@ -1,26 +1,377 @@
 """A visit counter: Redis counts, Postgres proves that it is there, waitress serves.
 
-``app`` is the WSGI callable (PEP 3333) and ``main`` the program.
+One idea makes it fast: visits that came in together are counted together, with one command. ``app`` is the WSGI
+callable (PEP 3333), ``main`` the program. From top to bottom: what it answers, how it counts, how it keeps in touch
+with Redis and Postgres, its settings, how it serves and stops.
 """
 
 import errno
 import logging
 import os
+import resource
+import signal
 import socket
+import ssl
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cached_property, lru_cache, partial
 from http.client import responses
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-import redis
-
-from backends import Postgres, Redis, UnavailableError, log, reason_for
-from serving import HEADERS, serve
+import pg8000.native
+import redis.connection
+import waitress
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 
 KEY = "contador_visitas"
+log = logging.getLogger("contador")
+
+
+# --- What it answers --------------------------------------------------------------------------------------------------
+class UnavailableError(Exception):
+    """A server can't be asked; the message says why, in a short phrase."""
+
+
+class CounterError(Exception):
+    """The key holds no number, or the last one that fits."""
+
+
+def visit(batch: "Batch", head: bool) -> tuple[int, str]:
+    """Answer ``/``: the number of this visit, and whether Postgres is there. HEAD tells the number, but takes none."""
+    try:
+        number = batch.next_number() if head else batch.take_number()
+    except UnavailableError as error:
+        return 503, state("Contador", str(error)) + state("Postgres", batch.postgres_reason)
+    return 200, f"Contador: {number}\n" + state("Postgres", batch.postgres_reason)
+
+
+def reset(batch: "Batch", head: bool) -> tuple[int, str]:
+    """Answer ``/reset``: set the counter to 0, whatever the key held. HEAD finds out whether that could be done."""
+    try:
+        cache.ask("PING") if head else cache.ask("SET", KEY, 0)
+    except UnavailableError as error:
+        return 503, state("Contador", str(error))
+    return 200, "Contador: 0\n"
+
+
+def health(batch: "Batch", head: bool) -> tuple[int, str]:
+    """Answer ``/health``: whether both servers are there. It counts nothing."""
+    status = 503 if batch.redis_reason or batch.postgres_reason else 200
+    return status, state("Redis", batch.redis_reason) + state("Postgres", batch.postgres_reason)
+
+
+def state(name: str, reason: str) -> str:
+    """Return the line that tells why something can't be had, or, without a reason, that it is there."""
+    return f"{name}: indisponível ({reason})\n" if reason else f"{name}: conectado\n"
+
+
+ROUTES = {"/": visit, "/reset": reset, "/health": health}
+HEADERS = [
+    ("Content-Type", "text/plain; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+]
+MORE_HEADERS = {503: [("Retry-After", "1")], 405: [("Allow", "GET, HEAD")]}
+
+
+def is_visit(method: str, path: str) -> bool:
+    """Tell whether a request counts."""
+    return method == "GET" and ROUTES.get(path or "/") is visit
+
+
+def answer(environ: WSGIEnvironment, batch: "Batch") -> tuple[int, str]:
+    """Return the status and the text for a request."""
+    method, route = environ["REQUEST_METHOD"], ROUTES.get(environ.get("PATH_INFO") or "/")
+    if not route:
+        return 404, "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n"
+    if method not in ("GET", "HEAD"):
+        return 405, "Método não permitido: use GET\n"
+    try:
+        return route(batch, method == "HEAD")
+    except CounterError:
+        return 500, "Contador: o valor guardado não é um número ou chegou ao limite; acesse /reset\n"
+
+
+def respond(status: int, text: str, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Start the response and return its body, which HEAD does not get."""
+    body = text.encode()
+    headers = [*HEADERS, ("Content-Length", str(len(body))), *MORE_HEADERS.get(status, [])]
+    start_response(f"{status} {responses[status]}", headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+one_at_a_time = threading.Lock()
+
+
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Answer one request (PEP 3333), under any WSGI server, as a batch of its own; threads take turns."""
+    with one_at_a_time:
+        visits = int(is_visit(environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")))
+        status, text = answer(environ, Batch(visits))
+    return respond(status, text, environ, start_response)
+
+
+# --- How it counts ----------------------------------------------------------------------------------------------------
+class Batch:
+    """Requests that came in together: one INCRBY counts all their visits, one query asks Postgres for all of them."""
+
+    def __init__(self, visits: int = 0) -> None:
+        self.numbers: Iterator[int] = iter(())
+        self.error: Exception | None = None
+        if visits:
+            self.count(visits)
+
+    def count(self, visits: int) -> None:
+        """Ask both servers, then wait for both: each visit gets a number of its own, or all get the same error."""
+        try:
+            database.open()
+            cache.send("INCRBY", KEY, visits)
+            self.postgres_reason = database.ping()  # while Redis counts
+            last = cache.receive()
+            self.numbers = iter(range(last - visits + 1, last + 1))
+        except (UnavailableError, CounterError) as error:
+            self.error = error
+
+    def take_number(self) -> int:
+        """Return a number that no other visit gets; raise UnavailableError or CounterError where none was counted."""
+        if self.error:
+            raise self.error
+        return next(self.numbers)
+
+    def next_number(self) -> int:
+        """Return the number that a visit would get now; raise the error that it would."""
+        value = cache.ask("GET", KEY)
+        try:
+            number = 1 if value is None else int(value) + 1
+        except ValueError as error:
+            raise CounterError from error
+        if number >= 2**63:  # Redis counts with 64 bits, one of them for the sign (its manual, INCR)
+            raise CounterError
+        return number
+
+    @cached_property
+    def postgres_reason(self) -> str:
+        """Why Postgres is away, or nothing."""
+        return database.ping()
+
+    @cached_property
+    def redis_reason(self) -> str:
+        """Why Redis is away, or nothing."""
+        try:
+            cache.ask("PING")
+        except (UnavailableError, CounterError) as error:
+            return str(error)
+        return ""
+
+
+# --- How it keeps in touch with Redis and Postgres --------------------------------------------------------------------
+TIMEOUT = 0.35  # seconds to connect, and for each answer: the four that one visit can meet stay below 1.5
+RETRY_TIMEOUT = 0.1  # seconds to connect to a server known to be away: the handshake alone takes pg8000 0.02 of CPU
+TIMED_OUT = "tempo esgotado"
+REASONS = {  # by class of error, SQLSTATE (PostgreSQL manual, Appendix A) or error code of Redis
+    "ConnectionRefusedError": "conexão recusada",
+    "gaierror": "host não encontrado",
+    "TimeoutError": TIMED_OUT,
+    "AuthenticationError": "senha recusada",
+    "28P01": "senha recusada",
+    "3D000": "banco inexistente",
+    "OOM": "memória do Redis esgotada",
+    "MISCONF": "o Redis não consegue gravar em disco",
+}
+
+
+def reason_for(error: BaseException) -> str:
+    """Return why ``error`` came about: a short phrase in Portuguese, or else the first line of its message."""
+    code, message = redis_code(error), str(error)
+    if isinstance(error, pg8000.native.DatabaseError):
+        code, message = error.args[0].get("C", ""), error.args[0].get("M", "")
+    codes, cause = [code], error
+    while cause:
+        codes.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return next((REASONS[code] for code in codes if code in REASONS), str(message).partition("\n")[0] or codes[1])
+
+
+def redis_code(error: BaseException) -> str:
+    """Return the first word of an error reply (Redis manual, RESP); redis-py cuts off those that it knows."""
+    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+
+
+class Backend:
+    """A server that is asked over one connection, kept from batch to batch. One thread at a time may ask.
+
+    Looking up a name can outlast every time-out of a socket, so another thread connects. It is waited for until
+    ``deadline``; an attempt that takes longer goes on, and a later batch finds what became of it.
+    """
+
+    def __init__(self, name: str, host: str, connect: Callable[[], Any], disconnect: Callable[[Any], object]) -> None:
+        self.name, self.host, self.connect, self.disconnect = name, host, connect, disconnect
+        self.attempt: Future[Any] | None = None  # to connect: its result is the connection
+        self.deadline = 0.0  # by time.monotonic()
+        self.reason = ""  # why it is away; empty while it is there
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as can be known without using it."""
+        return self.attempt is not None and self.attempt.done() and not self.attempt.exception()
+
+    def open(self) -> None:
+        """Begin to connect, unless that is done or under way."""
+        if not self.attempt or (self.attempt.done() and self.attempt.exception()):
+            self.attempt = Future()
+            self.deadline = time.monotonic() + (RETRY_TIMEOUT if self.reason else TIMEOUT)
+            threading.Thread(target=self.fulfil, args=[self.attempt], daemon=True).start()
+
+    def fulfil(self, attempt: "Future[Any]") -> None:
+        """Connect, and give ``attempt`` the connection, or the error that there was."""
+        try:
+            attempt.set_result(self.connect())
+        except Exception as error:  # what isn't a Redis or a Postgres at all can raise anything
+            attempt.set_exception(error)
+
+    def connection(self) -> Any:
+        """Return the open connection, or raise why there is none."""
+        self.open()
+        assert self.attempt
+        try:
+            return self.attempt.result(max(0, self.deadline - time.monotonic()))
+        except TimeoutError as error:
+            if self.attempt.done():
+                raise
+            raise UnavailableError(self.reason or TIMED_OUT) from error
+
+    def close(self) -> None:
+        """Close the connection, broken or not; an attempt that is under way goes on."""
+        if self.attempt and self.is_open:
+            with suppress(Exception):
+                self.disconnect(self.attempt.result())
+            self.attempt = None
+
+    def note(self, reason: str) -> str:
+        """Keep why the server is away, or nothing while it is there; log a change; return the reason."""
+        if bool(reason) != bool(self.reason):
+            log.info("%s: %s", self.name, f"indisponível ({reason})" if reason else "conectado de novo")
+        self.reason = reason
+        return reason
+
+    def fail(self, error: Exception) -> str:
+        """Give the connection up after ``error``; return the reason."""
+        self.close()
+        return self.note(str(error) if isinstance(error, UnavailableError) else reason_for(error))
+
+
+class Redis(Backend):
+    """The Redis at ``url``, in redis-py's form: redis://, rediss:// or unix://. A bad one: ValueError or TypeError.
+
+    No command is sent twice: one without an answer may have been carried out, and would count a visit again.
+    """
+
+    def __init__(self, url: str) -> None:
+        options = redis.connection.parse_url(url)
+        host = options.get("path") or options.get("host", "localhost")
+        for pool_option in ("max_connections", "retry_on_timeout", "retry_on_error"):
+            options.pop(pool_option, None)
+        options |= {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "driver_info": None}
+        make = partial(options.pop("connection_class", redis.Connection), **options)
+        make()  # does not connect, but raises TypeError for an unknown option
+
+        def connect() -> Any:
+            connection = make()
+            connection.connect()
+            return connection
+
+        super().__init__("Redis", host, connect, methodcaller("disconnect"))
+
+    def send(self, *command: str | int) -> None:
+        """Send a command, whose answer must then be waited for with ``receive``; raise UnavailableError."""
+        try:
+            if self.is_open and self.is_stale():
+                self.close()
+            self.connection().send_command(*command)
+        except Exception as error:
+            raise UnavailableError(self.fail(error)) from error
+
+    def is_stale(self) -> bool:
+        """Tell whether Redis has closed the connection, or bytes wait in it that nobody asked for."""
+        try:
+            return bool(self.connection().can_read(timeout=0))
+        except redis.ConnectionError:
+            return True
+
+    def receive(self) -> Any:
+        """Wait for the answer and return it; raise UnavailableError, or CounterError if the key's value is unfit."""
+        try:
+            value = self.connection().read_response()
+        except redis.ResponseError as error:
+            self.note("")
+            if redis_code(error) in ("ERR", "WRONGTYPE"):
+                raise CounterError(str(error)) from error
+            raise UnavailableError(reason_for(error)) from error
+        except Exception as error:
+            raise UnavailableError(self.fail(error)) from error
+        self.note("")
+        return value
+
+    def ask(self, *command: str | int) -> Any:
+        """Send a command and return its answer; raise UnavailableError or CounterError."""
+        self.send(*command)
+        return self.receive()
+
+
+class Postgres(Backend):
+    """The Postgres at ``url``, in libpq's form (PostgreSQL manual, 32.1.1.2), with ``password`` where it has none.
+
+    Its options are host (with "/" in front, the folder of a Unix socket), port, sslmode (disable, which is the default
+    here, require or verify-full, as in 32.19.1) and sslrootcert (a file). A bad URL: ValueError or KeyError.
+    """
+
+    def __init__(self, url: str, password: str) -> None:
+        parts = urlsplit(url)
+        options: dict[str, Any] = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+        host = options.pop("host", None) or unquote(parts.hostname or "localhost")
+        port = int(options.pop("port", None) or parts.port or 5432)
+        tls: Any = {"disable": False, "require": True, "verify-full": True}[mode := options.pop("sslmode", "disable")]
+        if mode == "verify-full":
+            tls = ssl.create_default_context(cafile=options.pop("sslrootcert", None))
+        if parts.scheme not in ("postgresql", "postgres") or parts.fragment or options:
+            raise ValueError(url)
+        connect = partial(
+            pg8000.native.Connection,
+            user=unquote(parts.username or "postgres"),
+            host=host,
+            port=port,
+            unix_sock=f"{host}/.s.PGSQL.{port}" if host.startswith("/") else None,
+            database=unquote(parts.path[1:] or parts.username or "postgres"),
+            password=unquote(parts.password or "") or password,
+            ssl_context=tls,
+            timeout=TIMEOUT,
+        )
+        super().__init__("Postgres", host, connect, methodcaller("close"))
+
+    def ping(self) -> str:
+        """Send an empty query, the cheapest round trip (manual, 54.2.2); return why there is no answer, or nothing.
+
+        Only this shows whether the connection broke while it was idle: then, and then alone, it is sent once more.
+        """
+        was_open = self.is_open
+        try:
+            self.connection().run("")
+        except Exception as error:
+            if was_open and not isinstance(error, TimeoutError):
+                self.close()
+                return self.ping()
+            return self.fail(error)
+        return self.note("")
 
 
 # --- Settings, from the environment, read once ------------------------------------------------------------------------
@@ -36,9 +387,11 @@ def setting(name: str, default: str, parse: Callable[[str], Any], expected: str)
         sys.exit(2)
 
 
-def number(text: str, low: int, high: int) -> int:
-    """Return the integer in ``text``; raise ValueError where it isn't one from ``low`` to ``high``."""
-    return range(low, high + 1).index(int(text)) + low
+def port_number(text: str) -> int:
+    """Return the number in ``text``; raise ValueError where it is none from 0 to 65535."""
+    if not 0 <= int(text) <= 65535:
+        raise ValueError(text)
+    return int(text)
 
 
 def read_file(path: str) -> str:
@@ -48,131 +401,184 @@ def read_file(path: str) -> str:
 
 # For a DATABASE_URL without a password: any character, as it is. A file is how Docker hands a secret over.
 PASSWORD = os.environ.get("POSTGRES_PASSWORD") or setting("POSTGRES_PASSWORD_FILE", "", read_file, "um arquivo legível")
-cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
+POSTGRES_FORM = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO"
 database = setting(
-    "DATABASE_URL",
-    "postgresql://postgres@db:5432/postgres",
-    partial(Postgres, password=PASSWORD),
-    "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO",
+    "DATABASE_URL", "postgresql://postgres@db:5432/postgres", partial(Postgres, password=PASSWORD), POSTGRES_FORM
 )
+cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
 HOST = setting("HOST", "0.0.0.0", str, "um endereço")
-PORT = setting("PORT", "5000", partial(number, low=0, high=65535), "um número de 0 a 65535")  # 0: any free one
-THREADS = setting("THREADS", "4", partial(number, low=1, high=100), "um número de 1 a 100")
-ACCESS_LOG = setting("ACCESS_LOG", "1", partial(number, low=0, high=1), "0 ou 1")  # 0: no line per request
+PORT = setting("PORT", "5000", port_number, "um número de 0 a 65535")  # 0: any free one
+ACCESS_LOG = setting("ACCESS_LOG", "1", {"0": False, "1": True}.__getitem__, "0 ou 1")  # 0: no line per request
 
-# --- Application ------------------------------------------------------------------------------------------------------
-# A route puts its questions on their way and returns a function that waits for the answers: meanwhile, those of other
-# requests can go too.
-Answer = Callable[[], tuple[int, str]]  # returns a status and a text
-MORE_HEADERS = {503: [("Retry-After", "1")], 405: [("Allow", "GET, HEAD")]}
-
-
-def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
-    """Answer one request (PEP 3333); HEAD gets the headers of GET, and has no effect.
-
-    When it returns, Redis and Postgres have been asked; the first iteration waits for them.
-    """
-    method, route = environ["REQUEST_METHOD"], ROUTES.get(environ.get("PATH_INFO") or "/", not_found)
-    if method not in ("GET", "HEAD") and route != not_found:
-        route = not_allowed
-    return respond(route(method == "HEAD"), method, start_response)
+# --- How it serves and stops ------------------------------------------------------------------------------------------
+LINGER = 0.3  # seconds that open connections have for a last request when the program stops
+LAST_ANSWERS = 0.5  # seconds more for answers that a slow client has not taken yet
+MAX_CONNECTIONS = 4000  # each is an open file; waitress's own limit is 100
+SPARE_FILES = 100  # open files that are not connections: the program's own, and those of its libraries
 
 
-def respond(answer: Answer, method: str, start_response: StartResponse) -> Iterator[bytes]:
-    """Wait for an answer, start the response, and yield its body."""
-    status, text = answer()
-    body = text.encode()
-    headers = [*HEADERS, ("Content-Length", str(len(body))), *MORE_HEADERS.get(status, [])]
-    start_response(f"{status} {responses[status]}", headers)
-    if method != "HEAD":
-        yield body
+class Parser(HTTPRequestParser):
+    """waitress's parser, which also refuses what RFC 9112 (2.3, 3.2) calls malformed, and versions but 1.0 and 1.1."""
 
+    path = ""  # where the first line can't be read
 
-def visit(head: bool) -> Answer:
-    """Count a visit, for ``/``. With ``head``, find out what the answer would be."""
-    # Of the two, Postgres takes longer: by the time it has answered, Redis mostly has too.
-    state, count = database.state(), cache.ask(("GET", KEY) if head else ("INCR", KEY))
-
-    def answer() -> tuple[int, str]:
-        postgres = state()
+    def parse_header(self, header_plus: bytes) -> None:
         try:
-            number = count()
-            visits = int(0 if number is None else number) + head
-            if visits >= 2**63:  # more than INCR can count
-                raise ValueError
-            return 200, f"Contador: {visits}\n{postgres}"
-        except (UnavailableError, redis.ResponseError, ValueError) as error:
-            status, text = refusal(error)
-            return status, text if status == 500 else text + postgres
-
-    return answer
+            super().parse_header(header_plus)
+        except ValueError as error:  # "http://[", or a length of 5,000 digits
+            raise ParsingError("Invalid request") from error
+        if self.version not in ("1.0", "1.1"):
+            raise ParsingError("Unknown HTTP version")
+        host = self.headers.get("HOST")
+        if self.version == "1.1" and (host is None or ", " in host):  # so waitress joins those that came twice
+            raise ParsingError("One Host header is required")
 
 
-def reset(head: bool) -> Answer:
-    """Put the counter back to 0, for ``/reset``. With ``head``, only find out whether that could be done."""
-    done = cache.ask(("PING",) if head else ("SET", KEY, 0))
+class Channel(HTTPChannel):
+    """A connection that uses this parser, and tells the dispatcher that it came."""
 
-    def answer() -> tuple[int, str]:
-        try:
-            done()
-        except (UnavailableError, redis.ResponseError) as error:
-            return refusal(error)
-        return 200, "Contador: 0\n"
+    parser_class = Parser
 
-    return answer
+    def __init__(self, server: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(server, *arguments, **options)
+        server.task_dispatcher.accepted += 1
 
 
-def refusal(error: Exception) -> tuple[int, str]:
-    """Return the status and the text for a counter that can't be had."""
-    if isinstance(error, ValueError) or any(word in str(error) for word in ("not an integer", "overflow", "WRONGTYPE")):
-        return 500, f"Contador: {KEY} não guarda um número ou chegou ao limite; /reset volta a 0\n"
-    return 503, f"Contador: indisponível ({reason_for(error)})\n"
+class Dispatcher:
+    """Answers what came in together as one batch; for waitress, it stands where a pool of threads would."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Channel] = []  # connections with a request to answer
+        self.channel: Channel  # the one that is being answered
+        self.batch, self.started = Batch(), 0.0
+        self.lines: list[str] = []  # for the log, once all are answered
+        self.accepted, self.stopping = 0, False
+
+    def add_task(self, channel: Channel) -> None:
+        """Take a connection whose next request is complete (waitress calls this)."""
+        self.waiting.append(channel)
+
+    def answer_waiting(self) -> None:
+        """Answer one request of each connection; all their visits are counted before the first answer goes."""
+        channels, self.waiting = [channel for channel in self.waiting if channel.connected], []
+        self.started = time.time()
+        self.batch = Batch(sum(map(self.counts, channels)))
+        for channel in channels:
+            self.channel = channel
+            channel.service()
+            if channel.connected:
+                channel.handle_write()
+        sys.stdout.write("".join(self.lines))
+        self.lines.clear()
+
+    @staticmethod
+    def counts(channel: Channel) -> bool:
+        """Tell whether the next request of a connection is a visit; its path is made PATH_INFO as waitress does it."""
+        request = channel.requests[0]
+        return not request.error and is_visit(request.command, "/" + request.path.lstrip("/"))
+
+    def app(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        """Answer one request of the batch (waitress calls this); while the program stops, the connection's last."""
+        status, text = answer(environ, self.batch)
+        if self.stopping and len(self.channel.requests) == 1:
+            self.channel.requests[0].headers["CONNECTION"] = "close"
+        body = respond(status, text, environ, start_response)
+        if ACCESS_LOG and (status, environ["PATH_INFO"]) != (200, "/health"):
+            self.lines.append(access_line(environ, status, sum(map(len, body)), self.started))
+        return body
 
 
-def health(head: bool) -> Answer:
-    """Tell whether both are there, for ``/health``; it counts nothing."""
-    states = cache.state(), database.state()
-
-    def answer() -> tuple[int, str]:
-        text = "".join(state() for state in states)
-        return 503 if "indisponível" in text else 200, text
-
-    return answer
+def access_line(environ: WSGIEnvironment, status: int, size: int, started: float) -> str:
+    """Return a line in Common Log Format (Apache's manual, "Log Files"), and the milliseconds that the answer took."""
+    request = f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']} {environ['SERVER_PROTOCOL']}"
+    request = request.encode("unicode_escape").decode().replace('"', '\\"')  # or it could forge lines
+    where, when, elapsed = environ["REMOTE_ADDR"], clf_time(int(started)), (time.time() - started) * 1000
+    return f'{where} - - [{when}] "{request}" {status} {size or "-"} {elapsed:.1f} ms\n'
 
 
-def not_found(head: bool) -> Answer:
-    """Say which paths there are."""
-    return lambda: (404, "Não encontrado: há / (conta uma visita) e /reset (volta a 0)\n")
+@lru_cache(maxsize=1)
+def clf_time(second: int) -> str:
+    """Return a time, in seconds since 1970, as the Common Log Format has it."""
+    return time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(second))
 
 
-def not_allowed(head: bool) -> Answer:
-    """Say which methods there are."""
-    return lambda: (405, "Método não permitido: use GET\n")
+def open_files() -> int:
+    """Raise the limit of open files, as far as that is allowed, to what MAX_CONNECTIONS needs; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + SPARE_FILES
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    return files
 
 
-ROUTES = {"/": visit, "/reset": reset, "/health": health}
+def serve(listener: socket.socket) -> None:
+    """Answer the requests that come to ``listener``, until SIGTERM or SIGINT; then finish those that were accepted."""
+    limit, connections, dispatcher = open_files() - SPARE_FILES, dict[int, Any](), Dispatcher()
+    server: Any = waitress.create_server(
+        dispatcher.app,
+        map=connections,
+        _dispatcher=dispatcher,
+        sockets=[listener],
+        connection_limit=limit,
+        channel_timeout=20,  # seconds without a request
+        cleanup_interval=5,  # seconds between looks for these
+        ident="",  # no Server header
+        send_bytes=16384,  # above the size of an answer: it goes in one packet, when it is complete
+        recv_bytes=65536,  # what is too long is read all the same: closing on unread data would lose the answer
+        max_request_header_size=16384,
+        max_request_body_size=65536,
+        clear_untrusted_proxy_headers=False,  # nothing reads them
+        log_socket_errors=False,  # a client that goes away is nothing to report
+    )
+    server.channel_class = Channel
 
+    def turn(timeout: float) -> None:
+        """Read what has arrived, waiting for it up to ``timeout`` seconds, and answer it."""
+        wasyncore.loop(0 if dispatcher.waiting else timeout, use_poll=True, map=connections, count=1)
+        if dispatcher.waiting:
+            dispatcher.answer_waiting()
 
-# --- Program ----------------------------------------------------------------------------------------------------------
-def failing() -> bool:
-    """Tell whether the next request should find out if a backend that failed is back."""
-    return bool(cache.untried() or database.untried())
+    def accept_more(before: int) -> None:
+        """If any came since there were ``before``, accept all that wait: waitress alone takes one connection a turn."""
+        while before < dispatcher.accepted and len(connections) < limit:
+            before = dispatcher.accepted
+            server.handle_accept()
+
+    def stop(*_: object) -> None:
+        dispatcher.stopping = True
+        server.pull_trigger()  # ends the wait for requests, also one that is just about to begin
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    host, port = f"[{HOST}]" if ":" in HOST else HOST, listener.getsockname()[1]
+    log.info("Escutando em http://%s:%s (Redis: %s, Postgres: %s)", host, port, cache.host, database.host)
+    while not dispatcher.stopping:
+        before = dispatcher.accepted
+        turn(timeout=1)
+        accept_more(before)
+    accept_more(before=-1)
+    wasyncore.dispatcher.close(server)  # the listener alone: answers still need what server.close() closes, too
+    end = time.monotonic() + LINGER
+    while server.active_channels and time.monotonic() < end + LAST_ANSWERS:
+        turn(timeout=0.02)
+        if time.monotonic() > end:
+            for channel in list(server.active_channels.values()):
+                if not channel.total_outbufs_len:
+                    channel.handle_close()
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit status: 0, or 2 where HOST and PORT can't be had."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    logging.getLogger("waitress").setLevel(logging.ERROR)
     try:
         listener = socket.create_server((HOST, PORT), family=socket.AF_INET6 if ":" in HOST else socket.AF_INET)
     except OSError as error:
         reason = "a porta já está em uso" if error.errno == errno.EADDRINUSE else error.strerror
-        print(f"HOST, PORT: não dá para escutar em {HOST}, porta {PORT}: {reason}", file=sys.stderr)
+        print(f"HOST, PORT: não foi possível escutar em {HOST}, porta {PORT}: {reason}", file=sys.stderr)
         return 2
-    host, port = f"[{HOST}]" if ":" in HOST else HOST, listener.getsockname()[1]
-    log.info("Contador em http://%s:%s (Redis: %s, Postgres: %s)", host, port, cache.host, database.host)
-    cache.line.patient = database.line.patient = False  # the main loop waits for nothing that a thread can find out
-    serve(app, listener, THREADS, failing, access_log=ACCESS_LOG)
+    serve(listener)
     return 0
 
 

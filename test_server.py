@@ -82,7 +82,7 @@ class Service:
         assert self.process.stdout
         first = self.process.stdout.readline()
         self.lines = [first]
-        started = re.match(r"Contador em http://.*:(\d+) \(Redis: (.*), Postgres: (.*)\)\n", first)
+        started = re.match(r"Escutando em http://.*:(\d+) \(Redis: (.*), Postgres: (.*)\)\n", first)
         assert started, first + self.process.stdout.read()
         self.port = int(started[1])
         self.reader = threading.Thread(target=self.lines.extend, args=[self.process.stdout])
@@ -273,7 +273,7 @@ class TestAnswers(unittest.TestCase):
 
     def test_other_paths_are_not_found(self) -> None:
         for path in ("/favicon.ico", "/reset/", "/RESET", "/..", "/%2e", "/%00", "/a%0d%0ab", "*"):
-            self.check(path, 404, "Não encontrado: há / (conta uma visita) e /reset (volta a 0)\n")
+            self.check(path, 404, "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n")
         self.assertEqual(stored(), None)
 
     def test_a_thousand_visits_from_16_threads_give_1_to_1000(self) -> None:
@@ -354,7 +354,6 @@ class TestSettings(unittest.TestCase):
                 "postgresql://db/x?segredo=1",
             ],
             "PORT": ["x", "-1", "65536", "5e3"],
-            "THREADS": ["0", "x", "101"],
             "ACCESS_LOG": ["sim", "2"],
         }.items():
             for value in values:
@@ -371,7 +370,7 @@ class TestSettings(unittest.TestCase):
         self.assertRegex(done.stderr, r"\AHOST, PORT: [^\n]+ já está em uso\n\Z")
 
     def test_an_empty_variable_is_an_absent_one(self) -> None:
-        with service(THREADS="", ACCESS_LOG="", POSTGRES_PASSWORD="") as web:
+        with service(ACCESS_LOG="", POSTGRES_PASSWORD="") as web:
             self.assertEqual(web.get().status, 200)
 
     def test_any_password_works_as_it_is(self) -> None:
@@ -825,7 +824,7 @@ class TestRun(unittest.TestCase):
             )
             with program:
                 assert program.stdout
-                self.assertIn(f"Contador em http://127.0.0.1:{port}", program.stdout.readline())
+                self.assertIn(f"Escutando em http://127.0.0.1:{port}", program.stdout.readline())
                 self.assertEqual(Answer(port).text, f"Contador: {number}\n{CONNECTED}")
                 second = subprocess.run(
                     [sys.executable, folder / "local.py"],
