@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from http.client import responses
 from operator import methodcaller
 from pathlib import Path
@@ -123,16 +123,16 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
 
 # --- How it counts ----------------------------------------------------------------------------------------------------
 class Batch:
-    """Requests that came in together: one INCRBY counts all their visits, one query asks Postgres for all of them."""
+    """Requests that came in together: one INCRBY counts all their visits, one query asks Postgres for all of them.
+
+    Both are asked before either is waited for. Each visit gets a number of its own, or all get the same error.
+    """
 
     def __init__(self, visits: int = 0) -> None:
         self.numbers: Iterator[int] = iter(())
         self.error: Exception | None = None
-        if visits:
-            self.count(visits)
-
-    def count(self, visits: int) -> None:
-        """Ask both servers, then wait for both: each visit gets a number of its own, or all get the same error."""
+        if not visits:
+            return
         try:
             database.open()
             cache.send("INCRBY", KEY, visits)
@@ -194,17 +194,18 @@ def reason_for(error: BaseException) -> str:
     """Return why ``error`` came about: a short phrase in Portuguese, or else the first line of its message."""
     code, message = redis_code(error), str(error)
     if isinstance(error, pg8000.native.DatabaseError):
-        code, message = error.args[0].get("C", ""), error.args[0].get("M", "")
+        code, message = str(error.args[0].get("C")), str(error.args[0].get("M"))
     codes, cause = [code], error
     while cause:
         codes.append(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    return next((REASONS[code] for code in codes if code in REASONS), str(message).partition("\n")[0] or codes[1])
+    known = [REASONS[code] for code in codes if code in REASONS]
+    return known[0] if known else message.partition("\n")[0] or codes[1]
 
 
 def redis_code(error: BaseException) -> str:
     """Return the first word of an error reply (Redis manual, RESP); redis-py cuts off those that it knows."""
-    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return str(getattr(error, "status_code", None) or error).partition(" ")[0]
 
 
 class Backend:
@@ -213,6 +214,8 @@ class Backend:
     Looking up a name can outlast every time-out of a socket, so another thread connects. It is waited for until
     ``deadline``; an attempt that takes longer goes on, and a later batch finds what became of it.
     """
+
+    rest_until = 0.0  # after a wait in vain, for either server, one known to be away is not waited for
 
     def __init__(self, name: str, host: str, connect: Callable[[], Any], disconnect: Callable[[Any], object]) -> None:
         self.name, self.host, self.connect, self.disconnect = name, host, connect, disconnect
@@ -228,8 +231,9 @@ class Backend:
     def open(self) -> None:
         """Begin to connect, unless that is done or under way."""
         if not self.attempt or (self.attempt.done() and self.attempt.exception()):
-            self.attempt = Future()
-            self.deadline = time.monotonic() + (RETRY_TIMEOUT if self.reason else TIMEOUT)
+            now = time.monotonic()
+            patience = TIMEOUT if not self.reason else RETRY_TIMEOUT if now > Backend.rest_until else 0
+            self.attempt, self.deadline = Future(), now + patience
             threading.Thread(target=self.fulfil, args=[self.attempt], daemon=True).start()
 
     def fulfil(self, attempt: "Future[Any]") -> None:
@@ -248,6 +252,7 @@ class Backend:
         except TimeoutError as error:
             if self.attempt.done():
                 raise
+            Backend.rest_until = time.monotonic() + TIMEOUT
             raise UnavailableError(self.reason or TIMED_OUT) from error
 
     def close(self) -> None:
@@ -295,18 +300,14 @@ class Redis(Backend):
     def send(self, *command: str | int) -> None:
         """Send a command, whose answer must then be waited for with ``receive``; raise UnavailableError."""
         try:
-            if self.is_open and self.is_stale():
+            stale = self.is_open
+            with suppress(redis.ConnectionError):  # Redis has closed the connection
+                stale = stale and self.connection().can_read(timeout=0)  # or bytes wait that nobody asked for
+            if stale:
                 self.close()
             self.connection().send_command(*command)
         except Exception as error:
             raise UnavailableError(self.fail(error)) from error
-
-    def is_stale(self) -> bool:
-        """Tell whether Redis has closed the connection, or bytes wait in it that nobody asked for."""
-        try:
-            return bool(self.connection().can_read(timeout=0))
-        except redis.ConnectionError:
-            return True
 
     def receive(self) -> Any:
         """Wait for the answer and return it; raise UnavailableError, or CounterError if the key's value is unfit."""
@@ -394,18 +395,14 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def read_file(path: str) -> str:
-    """Return the text of a file without the end of its last line; no path, no text."""
-    return Path(path).read_text().rstrip("\r\n") if path else ""
-
-
 # For a DATABASE_URL without a password: any character, as it is. A file is how Docker hands a secret over.
-PASSWORD = os.environ.get("POSTGRES_PASSWORD") or setting("POSTGRES_PASSWORD_FILE", "", read_file, "um arquivo legível")
+SECRET = setting("POSTGRES_PASSWORD_FILE", os.devnull, lambda path: Path(path).read_text(), "um arquivo legível")
+PASSWORD = os.environ.get("POSTGRES_PASSWORD") or SECRET.rstrip("\r\n")
 POSTGRES_FORM = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO"
-database = setting(
+database: Postgres = setting(
     "DATABASE_URL", "postgresql://postgres@db:5432/postgres", partial(Postgres, password=PASSWORD), POSTGRES_FORM
 )
-cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
+cache: Redis = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
 HOST = setting("HOST", "0.0.0.0", str, "um endereço")
 PORT = setting("PORT", "5000", port_number, "um número de 0 a 65535")  # 0: any free one
 ACCESS_LOG = setting("ACCESS_LOG", "1", {"0": False, "1": True}.__getitem__, "0 ou 1")  # 0: no line per request
@@ -450,8 +447,8 @@ class Dispatcher:
     def __init__(self) -> None:
         self.waiting: list[Channel] = []  # connections with a request to answer
         self.channel: Channel  # the one that is being answered
-        self.batch, self.started = Batch(), 0.0
-        self.lines: list[str] = []  # for the log, once all are answered
+        self.batch, self.lines = Batch(), list[str]()  # of the log, written once all are answered
+        self.started, self.clock = 0.0, ""  # when the batch began: by time.monotonic(), and for people to read
         self.accepted, self.stopping = 0, False
 
     def add_task(self, channel: Channel) -> None:
@@ -461,7 +458,7 @@ class Dispatcher:
     def answer_waiting(self) -> None:
         """Answer one request of each connection; all their visits are counted before the first answer goes."""
         channels, self.waiting = [channel for channel in self.waiting if channel.connected], []
-        self.started = time.time()
+        self.started, self.clock = time.monotonic(), time.strftime("%d/%b/%Y:%H:%M:%S %z")
         self.batch = Batch(sum(map(self.counts, channels)))
         for channel in channels:
             self.channel = channel
@@ -484,36 +481,25 @@ class Dispatcher:
             self.channel.requests[0].headers["CONNECTION"] = "close"
         body = respond(status, text, environ, start_response)
         if ACCESS_LOG and (status, environ["PATH_INFO"]) != (200, "/health"):
-            self.lines.append(access_line(environ, status, sum(map(len, body)), self.started))
+            self.lines.append(self.access_line(environ, status, sum(map(len, body))))
         return body
 
-
-def access_line(environ: WSGIEnvironment, status: int, size: int, started: float) -> str:
-    """Return a line in Common Log Format (Apache's manual, "Log Files"), and the milliseconds that the answer took."""
-    request = f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']} {environ['SERVER_PROTOCOL']}"
-    request = request.encode("unicode_escape").decode().replace('"', '\\"')  # or it could forge lines
-    where, when, elapsed = environ["REMOTE_ADDR"], clf_time(int(started)), (time.time() - started) * 1000
-    return f'{where} - - [{when}] "{request}" {status} {size or "-"} {elapsed:.1f} ms\n'
-
-
-@lru_cache(maxsize=1)
-def clf_time(second: int) -> str:
-    """Return a time, in seconds since 1970, as the Common Log Format has it."""
-    return time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(second))
-
-
-def open_files() -> int:
-    """Raise the limit of open files, as far as that is allowed, to what MAX_CONNECTIONS needs; return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + SPARE_FILES
-    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
-    return files
+    def access_line(self, environ: WSGIEnvironment, status: int, size: int) -> str:
+        """Return a line in Common Log Format (Apache's manual, "Log Files"), and the milliseconds until the answer."""
+        request = f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']} {environ['SERVER_PROTOCOL']}"
+        request = request.encode("unicode_escape").decode().replace('"', '\\"')  # or it could forge lines
+        elapsed = (time.monotonic() - self.started) * 1000
+        return f'{environ["REMOTE_ADDR"]} - - [{self.clock}] "{request}" {status} {size or "-"} {elapsed:.1f} ms\n'
 
 
 def serve(listener: socket.socket) -> None:
     """Answer the requests that come to ``listener``, until SIGTERM or SIGINT; then finish those that were accepted."""
-    limit, connections, dispatcher = open_files() - SPARE_FILES, dict[int, Any](), Dispatcher()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = (
+        MAX_CONNECTIONS + SPARE_FILES if hard == resource.RLIM_INFINITY else min(MAX_CONNECTIONS + SPARE_FILES, hard)
+    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    limit, connections, dispatcher = files - SPARE_FILES, dict[int, Any](), Dispatcher()
     server: Any = waitress.create_server(
         dispatcher.app,
         map=connections,
