@@ -247,12 +247,14 @@ class Backend:
         """Return the open connection, or raise why there is none."""
         self.open()
         assert self.attempt
+        patience = max(0, self.deadline - time.monotonic())
         try:
-            return self.attempt.result(max(0, self.deadline - time.monotonic()))
+            return self.attempt.result(patience)
         except TimeoutError as error:
             if self.attempt.done():
                 raise
-            Backend.rest_until = time.monotonic() + TIMEOUT
+            if patience:
+                Backend.rest_until = time.monotonic() + TIMEOUT
             raise UnavailableError(self.reason or TIMED_OUT) from error
 
     def close(self) -> None:

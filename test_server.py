@@ -566,6 +566,7 @@ class TestFaults(unittest.TestCase):
         self.assertEqual(sum(line.startswith("Redis") for line in self.web.lines), 2)
 
     def test_frozen_backends_hold_nobody_up_and_no_visit_counts_twice(self) -> None:
+        names = (("Contador", cache), ("Postgres", db))
         for frozen in ([db], [cache], [cache, db]):
             with self.subTest(frozen=[type(server).__name__ for server in frozen]):
                 before = int(stored() or 0)
@@ -575,7 +576,8 @@ class TestFaults(unittest.TestCase):
                 healthy = load.rate()
                 for server in frozen:
                     server.signal(signal.SIGSTOP)
-                load.more(1, "tempo esgotado")
+                lines = [f"{name}: indisponível .tempo esgotado.\n" for name, server in names if server in frozen]
+                load.more(1, "".join(lines))  # all that is frozen has been noticed
                 rate = load.rate()
                 for server in frozen:
                     server.signal(signal.SIGCONT)
@@ -587,7 +589,7 @@ class TestFaults(unittest.TestCase):
                 self.assertGreater(rate, healthy / 2)
                 numbers = [answer.number for answer in answers if answer.status == 200]
                 self.assertEqual(len(set(numbers)), len(numbers))
-                for name, server in (("Contador", cache), ("Postgres", db)):
+                for name, server in names:
                     noticed = any(f"{name}: indisponível (tempo esgotado)\n" in answer.text for answer in answers)
                     self.assertEqual(noticed, server in frozen)
                 self.assertEqual({answer.status for answer in answers}, {200, 503} if cache in frozen else {200})
@@ -846,6 +848,33 @@ class TestLogAndStop(unittest.TestCase):
             time.sleep(0.1)  # until the request is surely there: nothing outside shows it
             web.end()
             self.assertEqual((answer.result().status, answer.result().headers["Connection"]), (503, "close"))
+
+    def test_what_was_read_and_what_waits_in_the_backlog_is_answered(self) -> None:
+        store(None)
+        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        with service() as web:
+            address = ("127.0.0.1", web.port)
+            pipelined = socket.create_connection(address, 5)
+            idle = socket.create_connection(address, 5)
+            web.get("/health")
+            web.process.send_signal(signal.SIGSTOP)
+            pipelined.sendall(request * 5)
+            backlog = [socket.create_connection(address, 5) for _ in range(20)]
+            for connection in backlog:
+                connection.sendall(request)
+            web.process.send_signal(signal.SIGTERM)
+            web.process.send_signal(signal.SIGCONT)
+            time.sleep(0.1)  # a last request, within the time for one
+            idle.sendall(request)
+            received = [
+                b"".join(iter(partial(connection.recv, 65536), b"")) for connection in [pipelined, idle, *backlog]
+            ]
+            for connection in [pipelined, idle, *backlog]:
+                connection.close()
+            web.end(0)  # SIGTERM has been sent
+        self.assertEqual([text.count(b"Contador: ") for text in received], [5] + [1] * 21)
+        self.assertEqual([text.count(b"Connection: close\r\n") for text in received], [1] * 22)
+        self.assertEqual(stored(), b"26")
 
     def test_under_load_every_accepted_request_gets_a_whole_answer(self) -> None:
         store(None)
