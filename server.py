@@ -177,6 +177,7 @@ class Batch:
 # --- How it keeps in touch with Redis and Postgres --------------------------------------------------------------------
 TIMEOUT = 0.35  # seconds to connect, and for each answer: the four that one visit can meet stay below 1.5
 RETRY_TIMEOUT = 0.1  # seconds to connect to a server known to be away: the handshake alone takes pg8000 0.02 of CPU
+RETRY_PAUSE = 0.02  # seconds from one attempt to connect to the next: to begin one for each batch would halve the rate
 TIMED_OUT = "tempo esgotado"
 REASONS = {  # by class of error, SQLSTATE (PostgreSQL manual, Appendix A) or error code of Redis
     "ConnectionRefusedError": "conexão recusada",
@@ -220,7 +221,7 @@ class Backend:
     def __init__(self, name: str, host: str, connect: Callable[[], Any], disconnect: Callable[[Any], object]) -> None:
         self.name, self.host, self.connect, self.disconnect = name, host, connect, disconnect
         self.attempt: Future[Any] | None = None  # to connect: its result is the connection
-        self.deadline = 0.0  # by time.monotonic()
+        self.deadline = self.next_attempt = 0.0  # by time.monotonic()
         self.reason = ""  # why it is away; empty while it is there
 
     @property
@@ -230,10 +231,10 @@ class Backend:
 
     def open(self) -> None:
         """Begin to connect, unless that is done or under way."""
-        if not self.attempt or (self.attempt.done() and self.attempt.exception()):
-            now = time.monotonic()
+        now = time.monotonic()
+        if not self.attempt or (self.attempt.done() and self.attempt.exception() and now > self.next_attempt):
             patience = TIMEOUT if not self.reason else RETRY_TIMEOUT if now > Backend.rest_until else 0
-            self.attempt, self.deadline = Future(), now + patience
+            self.attempt, self.deadline, self.next_attempt = Future(), now + patience, now + RETRY_PAUSE
             threading.Thread(target=self.fulfil, args=[self.attempt], daemon=True).start()
 
     def fulfil(self, attempt: "Future[Any]") -> None:
