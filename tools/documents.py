@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 PROJECT, SHOWN_PROJECT, SHOWN_PORT = "contador-aula", "contador", "5000"
 SECONDS = 180  # for one command
 CLEAN_UP = {
