@@ -28,7 +28,7 @@ def app(environ, start_response):
     return [b"Contador: 1\\nPostgres: conectado\\n"]
 waitress.serve(app, host="127.0.0.1", port=int(os.environ["PORT"]))
 """
-COMMANDS = {
+COMMANDS: dict[str, list[str | Path]] = {
     "server.py": [HERE / "server.py"],
     "flask_counter.py": [HERE / "tools/flask_counter.py"],
     "waitress puro": ["-c", WAITRESS],
