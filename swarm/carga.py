@@ -1,4 +1,4 @@
-"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas: python - SEGUNDOS < aula/carga.py"""
+"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas: python - SEGUNDOS < swarm/carga.py"""
 
 import http.client
 import itertools
