@@ -26,8 +26,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import readme
-from local import HERE, Postgres, Redis, free_port
+from tools import documents
+from tools.servers import HERE, Postgres, Redis, free_port
 
 KEY = "contador_visitas"
 PASSWORD = "p@ss:/w%rd#ç\"'\\"
@@ -895,9 +895,9 @@ class TestRun(unittest.TestCase):
 
     def test_it_serves_stops_together_and_counts_on(self) -> None:
         folder = FOLDER / "checkout"
-        folder.mkdir()
-        for module in HERE.glob("*.py"):
-            shutil.copy(module, folder)
+        (folder / "tools").mkdir(parents=True)
+        for module in ("server.py", "tools/servers.py"):
+            shutil.copy(HERE / module, folder / module)
         folder.chmod(0o700)
         for number, stop in ((1, signal.SIGTERM), (2, signal.SIGINT)):
             environment = {
@@ -905,7 +905,7 @@ class TestRun(unittest.TestCase):
             }
             port = free_port()
             program = subprocess.Popen(
-                [sys.executable, folder / "local.py"],
+                [sys.executable, folder / "tools/servers.py"],
                 env=environment | {"PORT": str(port)},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -915,7 +915,7 @@ class TestRun(unittest.TestCase):
                 self.assertIn(f"Escutando em http://127.0.0.1:{port}", program.stdout.readline())
                 self.assertEqual(Answer(port).text, f"Contador: {number}\n{CONNECTED}")
                 second = subprocess.run(
-                    [sys.executable, folder / "local.py"],
+                    [sys.executable, folder / "tools/servers.py"],
                     env=environment | {"PORT": str(port)},
                     capture_output=True,
                     text=True,
@@ -929,25 +929,37 @@ class TestRun(unittest.TestCase):
         self.assertNotIn(str(folder), running)
 
 
-class TestReadme(unittest.TestCase):
-    """The README's own commands."""
+class TestDocuments(unittest.TestCase):
+    """The documents' own commands, pieces of files and links."""
 
-    def test_those_that_need_no_docker_show_what_it_says(self) -> None:
-        self.assertEqual(readme.check("local"), "")
+    def test_the_commands_that_need_no_docker_show_what_they_say(self) -> None:
+        self.assertEqual(documents.check("local"), "")
+
+    def test_the_pieces_are_in_their_files_and_the_links_lead_somewhere(self) -> None:
+        self.assertEqual(documents.pieces() + documents.links(), [])
 
     def test_any_other_output_would_be_noticed(self) -> None:
-        text = (HERE / "README.md").read_text()
-        for kind in ("docker", "local", "swarm"):
-            found = readme.steps(text, kind)
-            self.assertTrue(found, kind)
-            for step in found:
-                printed = "".join(line + "\n" for line in step.expected)
-                self.assertEqual(readme.difference(step, 0, printed), "")
-                self.assertIn(f"README.md:{step.line}: ", readme.difference(step, 1, printed))
-                for number, line in enumerate(step.expected):
-                    if line.strip(". "):
-                        changed = [*step.expected[:number], "x" + line, *step.expected[number + 1 :]]
-                        self.assertTrue(readme.difference(step._replace(expected=changed), 0, printed), step)
+        found = [step for document in documents.DOCUMENTS for step in documents.steps(document)]
+        self.assertEqual({step.kind for step in found}, set(documents.KINDS))
+        for step in found:
+            printed = "".join(line + "\n" for line in step.expected)
+            self.assertEqual(documents.difference(step, 0, printed), "")
+            self.assertIn(f"{step.where}: ", documents.difference(step, 2, printed))
+            for number, line in enumerate(step.expected):
+                if line.strip(". "):
+                    changed = [*step.expected[:number], "x" + line, *step.expected[number + 1 :]]
+                    self.assertTrue(documents.difference(step._replace(expected=changed), 0, printed), step)
+
+    def test_a_changed_piece_or_link_would_be_noticed(self) -> None:
+        readme = HERE / "README.md"
+        with tempfile.NamedTemporaryFile("w", suffix=".md", dir=HERE / "aula") as other:
+            text = readme.read_text().replace("service_healthy\n```", "service_started\n```")
+            other.write(text + "\n[nada](nada.md) [nada](#nada)\n")
+            other.flush()
+            self.addCleanup(setattr, documents, "DOCUMENTS", documents.DOCUMENTS)
+            documents.DOCUMENTS = [Path(other.name)]
+            self.assertEqual(len(documents.pieces()), 1)
+            self.assertLessEqual({"nada.md", "#nada"}, {each.split(": ")[1].split()[0] for each in documents.links()})
 
 
 if __name__ == "__main__":
