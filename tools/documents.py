@@ -354,6 +354,7 @@ def ignore(number: int, frame: FrameType | None) -> None:
 def demonstrate(lesson: str) -> None:
     """Show the commands of a lesson one by one, with the text above; run each when Enter is pressed."""
     document, title = HERE / "aula/README.md", ""
+    signal.signal(signal.SIGINT, ignore)  # but at the prompt
     with console("docker", os.environ.get("PORT") or SHOWN_PORT) as shown:
         clean_up("docker", shown)
         print(f"A aula usa uma cópia do projeto, em {shown.folder}")
@@ -378,8 +379,7 @@ def demonstrate(lesson: str) -> None:
                 signal.signal(signal.SIGINT, ignore)
                 subprocess.run(command, cwd=shown.folder, env=shown.environment)
         except KeyboardInterrupt:
-            pass
-        signal.signal(signal.SIGINT, ignore)
+            signal.signal(signal.SIGINT, ignore)
         print("\nFim: removendo os contêineres, os volumes e a imagem desta aula.")
 
 
@@ -405,4 +405,7 @@ def main(mode: str = "", what: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

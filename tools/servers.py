@@ -126,20 +126,8 @@ class Postgres(Server):
             self.drop_root(secret)
         data = folder / "data"
         if not data.exists():
-            self.run(
-                "initdb",
-                "-D",
-                data,
-                "-U",
-                "postgres",
-                "-A",
-                "scram-sha-256",
-                f"--pwfile={secret}",
-                "--no-locale",
-                "-E",
-                "UTF8",
-                "-N",
-            )
+            options = ["-U", "postgres", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-locale", "-E", "UTF8", "-N"]
+            self.run("initdb", "-D", data, *options)
         self.command = [
             self.programs / "bin/postgres",
             "-D",
