@@ -128,17 +128,7 @@ class Postgres(Server):
         if not data.exists():
             options = ["-U", "postgres", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-locale", "-E", "UTF8", "-N"]
             self.run("initdb", "-D", data, *options)
-        self.command = [
-            self.programs / "bin/postgres",
-            "-D",
-            data,
-            "-p",
-            str(self.port),
-            "-h",
-            "127.0.0.1",
-            "-k",
-            folder,
-        ]
+        self.command = [self.programs / "bin/postgres", "-D", data, f"-p{self.port}", "-h127.0.0.1", "-k", folder]
 
     def drop_root(self, secret: Path) -> None:
         """Give the folder to ``nobody``, with a copy of the programs: it may not be able to reach the originals."""
