@@ -215,15 +215,18 @@ def machines(kind: str) -> list[str]:
     return ["docker"] if kind == "docker" else []
 
 
-def left(kind: str) -> list[str]:
-    """Return the names of the containers, networks and volumes of a kind's that exist."""
+def left(kind: str) -> set[str]:
+    """Return the names of the containers, networks and volumes of a kind's that exist, and of all nameless volumes."""
     label = f"com.docker.stack.namespace={STACK}" if kind == "swarm" else f"com.docker.compose.project={PROJECT}"
-    found = [
-        f"{docker} {what} --filter label={label} --format '{{{{.{field}}}}}'"
-        for docker in machines(kind)
-        for what, field in (("ps -a", "Names"), ("network ls", "Name"), ("volume ls", "Name"))
-    ]
-    return [each for command in found for each in output_of(command).split()]
+    listings = (
+        f"ps -a --filter label={label} --format '{{{{.Names}}}}'",
+        f"network ls --filter label={label} --format '{{{{.Name}}}}'",
+        f"volume ls -q --filter label={label}",
+        "volume ls -q --filter label=com.docker.volume.anonymous",
+    )
+    return {
+        each for docker in machines(kind) for listing in listings for each in output_of(f"{docker} {listing}").split()
+    }
 
 
 def clean_up(kind: str, shown: Console) -> None:
@@ -281,7 +284,7 @@ def check_document(document: Path, kind: str) -> str:
     if not todo:
         return ""
     with console(kind, free_port()) as shown:
-        before = contents(shown.folder)
+        before, others = contents(shown.folder), left(kind)
         for step in todo:
             wrong = difference(step, *shown.run(step))
             if wrong:
@@ -289,7 +292,7 @@ def check_document(document: Path, kind: str) -> str:
         shown.end_background()
         after = contents(shown.folder)
         changed = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
-        remains = left(kind) + changed
+        remains = [*sorted(left(kind) - others), *changed]
     return f"{name(document)}: não ficou como antes: {', '.join(remains)}" if remains else ""
 
 
@@ -392,7 +395,9 @@ def main(mode: str = "", what: str = "") -> int:
         return 2
     for docker in machines(kind):
         state = output_of(f"{docker} info --format '{{{{.Swarm.LocalNodeState}}}}'")
-        if not state or (kind == "swarm" and (state != "inactive" or left(kind))):  # it would be removed at the end
+        if not state or (
+            kind == "swarm" and (state != "inactive" or any(each.startswith(STACK) for each in left(kind)))
+        ):  # it would be removed at the end
             print(f"{docker}: não responde, já faz parte de um Swarm ou tem volumes de um. Nada foi executado.")
             return 2
     if mode == "demo":
