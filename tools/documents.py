@@ -4,8 +4,8 @@
     python3 tools/documents.py demo [1|2]                   shows a lesson's commands, and runs each on Enter
 
 A block fenced as ``console`` needs Docker; ``console local`` does not; ``console swarm`` makes a Swarm of this machine,
-and ``console swarm2`` adds that of the Docker context ``maquina2``: it is left out where none answers. In a block "$ "
-starts a command, "> " continues it, and the rest is what it prints: "..." stands for any text in a line or, alone in
+and ``console swarm2`` adds that of the Docker context ``maquina2``, with the address of this one in ``MAQUINA1``: it is
+left out where there is no such context or variable. In a block "$ " starts a command, "> " continues it, and the rest is what it prints: "..." stands for any text in a line or, alone in
 one, for any lines. "^C" ends a command that stays in the foreground, once the lines above it have been printed.
 Between blocks, out of the reader's sight, ``<!-- run KIND: COMMAND -->`` runs a command, and ``background`` in the
 place of ``run`` starts one that ends with the document. ``<!-- from FILE -->`` says where the next block is from.
@@ -211,7 +211,8 @@ def output_of(command: str) -> str:
 def machines(kind: str) -> list[str]:
     """Return the Docker command of each machine that a kind works on."""
     if kind == "swarm":
-        return ["docker", SECOND] if output_of(f"{SECOND} info --format '{{{{.ID}}}}'") else ["docker"]
+        there = os.environ.get("MAQUINA1") and output_of(f"{SECOND} info --format '{{{{.ID}}}}'")
+        return ["docker", SECOND] if there else ["docker"]
     return ["docker"] if kind == "docker" else []
 
 
@@ -395,9 +396,8 @@ def main(mode: str = "", what: str = "") -> int:
         return 2
     for docker in machines(kind):
         state = output_of(f"{docker} info --format '{{{{.Swarm.LocalNodeState}}}}'")
-        if not state or (
-            kind == "swarm" and (state != "inactive" or any(each.startswith(STACK) for each in left(kind)))
-        ):  # it would be removed at the end
+        in_use = state != "inactive" or any(each.startswith(STACK) for each in left(kind))
+        if not state or (kind == "swarm" and in_use):  # it would be removed at the end
             print(f"{docker}: não responde, já faz parte de um Swarm ou tem volumes de um. Nada foi executado.")
             return 2
     if mode == "demo":
