@@ -5,10 +5,11 @@
 
 A block fenced as ``console`` needs Docker; ``console local`` does not; ``console swarm`` makes a Swarm of this machine,
 and ``console swarm2`` adds that of the Docker context ``maquina2``, with the address of this one in ``MAQUINA1``: it is
-left out where there is no such context or variable. In a block "$ " starts a command, "> " continues it, and the rest is what it prints: "..." stands for any text in a line or, alone in
-one, for any lines. "^C" ends a command that stays in the foreground, once the lines above it have been printed.
-Between blocks, out of the reader's sight, ``<!-- run KIND: COMMAND -->`` runs a command, and ``background`` in the
-place of ``run`` starts one that ends with the document. ``<!-- from FILE -->`` says where the next block is from.
+left out where there is no such context or variable. In a block "$ " starts a command, "> " continues it, and the rest
+is what it prints: "..." stands for any text in a line or, alone in one, for any lines. "^C" ends a command that stays
+in the foreground, once the lines above it have been printed. Between blocks, out of the reader's sight,
+``<!-- run KIND: COMMAND -->`` runs a command, and ``background`` in the place of ``run`` starts one that ends with the
+document. ``<!-- from FILE -->`` says where the next block is from.
 
 Each document runs in a copy of the project, in a Compose project and on a port of its own, and has to leave the copy as
 it was, and no container, network or volume. Known tools for this, byexample and tesh, pass over a command that fails.
