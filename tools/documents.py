@@ -4,11 +4,12 @@
     python3 tools/documents.py demo [1|2]                   shows a lesson's commands, and runs each on Enter
 
 A block fenced as ``console`` needs Docker; ``console local`` does not; ``console swarm`` makes a Swarm of this machine,
-and ``console swarm2`` adds that of the Docker context ``maquina2``: it is left out where none answers. In a block "$ "
-starts a command, "> " continues it, and the rest is what it prints: "..." stands for any text in a line or, alone in
-one, for any lines. "^C" ends a command that stays in the foreground, once the lines above it have been printed.
-Between blocks, out of the reader's sight, ``<!-- run KIND: COMMAND -->`` runs a command, and ``background`` in the
-place of ``run`` starts one that ends with the document. ``<!-- from FILE -->`` says where the next block is from.
+and ``console swarm2`` adds that of the Docker context ``maquina2``, with the address of this one in ``MAQUINA1``: it is
+left out where there is no such context or variable. In a block "$ " starts a command, "> " continues it, and the rest
+is what it prints: "..." stands for any text in a line or, alone in one, for any lines. "^C" ends a command that stays
+in the foreground, once the lines above it have been printed. Between blocks, out of the reader's sight,
+``<!-- run KIND: COMMAND -->`` runs a command, and ``background`` in the place of ``run`` starts one that ends with the
+document. ``<!-- from FILE -->`` says where the next block is from.
 
 Each document runs in a copy of the project, in a Compose project and on a port of its own, and has to leave the copy as
 it was, and no container, network or volume. Known tools for this, byexample and tesh, pass over a command that fails.
@@ -211,19 +212,23 @@ def output_of(command: str) -> str:
 def machines(kind: str) -> list[str]:
     """Return the Docker command of each machine that a kind works on."""
     if kind == "swarm":
-        return ["docker", SECOND] if output_of(f"{SECOND} info --format '{{{{.ID}}}}'") else ["docker"]
+        there = os.environ.get("MAQUINA1") and output_of(f"{SECOND} info --format '{{{{.ID}}}}'")
+        return ["docker", SECOND] if there else ["docker"]
     return ["docker"] if kind == "docker" else []
 
 
-def left(kind: str) -> list[str]:
-    """Return the names of the containers, networks and volumes of a kind's that exist."""
+def left(kind: str) -> set[str]:
+    """Return the names of the containers, networks and volumes of a kind's that exist, and of all nameless volumes."""
     label = f"com.docker.stack.namespace={STACK}" if kind == "swarm" else f"com.docker.compose.project={PROJECT}"
-    found = [
-        f"{docker} {what} --filter label={label} --format '{{{{.{field}}}}}'"
-        for docker in machines(kind)
-        for what, field in (("ps -a", "Names"), ("network ls", "Name"), ("volume ls", "Name"))
-    ]
-    return [each for command in found for each in output_of(command).split()]
+    listings = (
+        f"ps -a --filter label={label} --format '{{{{.Names}}}}'",
+        f"network ls --filter label={label} --format '{{{{.Name}}}}'",
+        f"volume ls -q --filter label={label}",
+        "volume ls -q --filter label=com.docker.volume.anonymous",
+    )
+    return {
+        each for docker in machines(kind) for listing in listings for each in output_of(f"{docker} {listing}").split()
+    }
 
 
 def clean_up(kind: str, shown: Console) -> None:
@@ -281,7 +286,7 @@ def check_document(document: Path, kind: str) -> str:
     if not todo:
         return ""
     with console(kind, free_port()) as shown:
-        before = contents(shown.folder)
+        before, others = contents(shown.folder), left(kind)
         for step in todo:
             wrong = difference(step, *shown.run(step))
             if wrong:
@@ -289,7 +294,7 @@ def check_document(document: Path, kind: str) -> str:
         shown.end_background()
         after = contents(shown.folder)
         changed = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
-        remains = left(kind) + changed
+        remains = [*sorted(left(kind) - others), *changed]
     return f"{name(document)}: não ficou como antes: {', '.join(remains)}" if remains else ""
 
 
@@ -392,7 +397,8 @@ def main(mode: str = "", what: str = "") -> int:
         return 2
     for docker in machines(kind):
         state = output_of(f"{docker} info --format '{{{{.Swarm.LocalNodeState}}}}'")
-        if not state or (kind == "swarm" and (state != "inactive" or left(kind))):  # it would be removed at the end
+        in_use = state != "inactive" or any(each.startswith(STACK) for each in left(kind))
+        if not state or (kind == "swarm" and in_use):  # it would be removed at the end
             print(f"{docker}: não responde, já faz parte de um Swarm ou tem volumes de um. Nada foi executado.")
             return 2
     if mode == "demo":
