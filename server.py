@@ -220,19 +220,17 @@ class Backend:
 
     def __init__(self, name: str, host: str, connect: Callable[[], Any], disconnect: Callable[[Any], object]) -> None:
         self.name, self.host, self.connect, self.disconnect = name, host, connect, disconnect
-        self.attempt: Future[Any] | None = None  # to connect: its result is the connection
+        self.link: Any = None  # the connection, while there is one
+        self.attempt: Future[Any] | None = None  # to make one
         self.deadline = self.next_attempt = 0.0  # by time.monotonic()
         self.reason = ""  # why it is away; empty while it is there
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection, as far as can be known without using it."""
-        return self.attempt is not None and self.attempt.done() and not self.attempt.exception()
-
     def open(self) -> None:
         """Begin to connect, unless that is done or under way."""
+        if self.attempt and self.attempt.done() and not self.attempt.exception():
+            self.link, self.attempt = self.attempt.result(), None
         now = time.monotonic()
-        if not self.attempt or (self.attempt.done() and self.attempt.exception() and now > self.next_attempt):
+        if not self.link and (not self.attempt or (self.attempt.done() and now > self.next_attempt)):
             patience = TIMEOUT if not self.reason else RETRY_TIMEOUT if now > Backend.rest_until else 0
             self.attempt, self.deadline, self.next_attempt = Future(), now + patience, now + RETRY_PAUSE
             threading.Thread(target=self.fulfil, args=[self.attempt], daemon=True).start()
@@ -247,23 +245,25 @@ class Backend:
     def connection(self) -> Any:
         """Return the open connection, or raise why there is none."""
         self.open()
-        assert self.attempt
-        patience = max(0, self.deadline - time.monotonic())
-        try:
-            return self.attempt.result(patience)
-        except TimeoutError as error:
-            if self.attempt.done():
-                raise
-            if patience:
-                Backend.rest_until = time.monotonic() + TIMEOUT
-            raise UnavailableError(self.reason or TIMED_OUT) from error
+        if self.attempt:
+            patience = max(0, self.deadline - time.monotonic())
+            try:
+                self.link = self.attempt.result(patience)
+            except TimeoutError as error:
+                if self.attempt.done():
+                    raise
+                if patience:
+                    Backend.rest_until = time.monotonic() + TIMEOUT
+                raise UnavailableError(self.reason or TIMED_OUT) from error
+            self.attempt = None
+        return self.link
 
     def close(self) -> None:
         """Close the connection, broken or not; an attempt that is under way goes on."""
-        if self.attempt and self.is_open:
+        link, self.link = self.link, None
+        if link:
             with suppress(Exception):
-                self.disconnect(self.attempt.result())
-            self.attempt = None
+                self.disconnect(link)
 
     def note(self, reason: str) -> str:
         """Keep why the server is away, or nothing while it is there; log a change; return the reason."""
@@ -303,9 +303,9 @@ class Redis(Backend):
     def send(self, *command: str | int) -> None:
         """Send a command, whose answer must then be waited for with ``receive``; raise UnavailableError."""
         try:
-            stale = self.is_open
+            stale = self.link is not None
             with suppress(redis.ConnectionError):  # Redis has closed the connection
-                stale = stale and self.connection().can_read(timeout=0)  # or bytes wait that nobody asked for
+                stale = stale and self.link.can_read(timeout=0)  # or bytes wait that nobody asked for
             if stale:
                 self.close()
             self.connection().send_command(*command)
@@ -315,7 +315,7 @@ class Redis(Backend):
     def receive(self) -> Any:
         """Wait for the answer and return it; raise UnavailableError, or CounterError if the key's value is unfit."""
         try:
-            value = self.connection().read_response()
+            value = self.link.read_response()
         except redis.ResponseError as error:
             self.note("")
             if redis_code(error) in ("ERR", "WRONGTYPE"):
@@ -367,7 +367,7 @@ class Postgres(Backend):
 
         Only this shows whether the connection broke while it was idle: then, and then alone, it is sent once more.
         """
-        was_open = self.is_open
+        was_open = self.link is not None
         try:
             self.connection().run("")
         except Exception as error:
