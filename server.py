@@ -48,10 +48,13 @@ class CounterError(Exception):
 
 def visit(batch: "Batch", head: bool) -> tuple[int, str]:
     """Answer ``/``: the number of this visit, and whether Postgres is there. HEAD tells the number, but takes none."""
+    reason = ""
     try:
         number = batch.next_number() if head else batch.take_number()
     except UnavailableError as error:
-        return 503, state("Contador", str(error)) + state("Postgres", batch.postgres_reason)
+        reason = str(error)
+    if reason:  # outside of "except", where an error of Postgres's would get Redis's as its context
+        return 503, state("Contador", reason) + state("Postgres", batch.postgres_reason)
     return 200, f"Contador: {number}\n" + state("Postgres", batch.postgres_reason)
 
 
@@ -149,13 +152,13 @@ class Batch:
         return next(self.numbers)
 
     def next_number(self) -> int:
-        """Return the number that a visit would get now; raise the error that it would."""
+        """Return the number that a visit would get now; raise CounterError where the value is unfit."""
         value = cache.ask("GET", KEY)
         try:
             number = 1 if value is None else int(value) + 1
         except ValueError as error:
             raise CounterError from error
-        if number >= 2**63:  # Redis counts with 64 bits, one of them for the sign (its manual, INCR)
+        if not -(2**63) < number < 2**63:  # Redis counts with 64 bits, one of them for the sign (its manual, INCR)
             raise CounterError
         return number
 
@@ -225,15 +228,19 @@ class Backend:
         self.deadline = self.next_attempt = 0.0  # by time.monotonic()
         self.reason = ""  # why it is away; empty while it is there
 
-    def open(self) -> None:
-        """Begin to connect, unless that is done or under way."""
+    def open(self) -> bool:
+        """Begin to connect, unless that is done or under way; tell whether it is done."""
         if self.attempt and self.attempt.done() and not self.attempt.exception():
             self.link, self.attempt = self.attempt.result(), None
         now = time.monotonic()
         if not self.link and (not self.attempt or (self.attempt.done() and now > self.next_attempt)):
             patience = TIMEOUT if not self.reason else RETRY_TIMEOUT if now > Backend.rest_until else 0
             self.attempt, self.deadline, self.next_attempt = Future(), now + patience, now + RETRY_PAUSE
-            threading.Thread(target=self.fulfil, args=[self.attempt], daemon=True).start()
+            try:
+                threading.Thread(target=self.fulfil, args=[self.attempt], daemon=True).start()
+            except RuntimeError as error:  # no thread is to be had now
+                self.attempt.set_exception(error)
+        return self.link is not None
 
     def fulfil(self, attempt: "Future[Any]") -> None:
         """Connect, and give ``attempt`` the connection, or the error that there was."""
@@ -303,7 +310,7 @@ class Redis(Backend):
     def send(self, *command: str | int) -> None:
         """Send a command, whose answer must then be waited for with ``receive``; raise UnavailableError."""
         try:
-            stale = self.link is not None
+            stale = self.open()
             with suppress(redis.ConnectionError):  # Redis has closed the connection
                 stale = stale and self.link.can_read(timeout=0)  # or bytes wait that nobody asked for
             if stale:
@@ -367,7 +374,7 @@ class Postgres(Backend):
 
         Only this shows whether the connection broke while it was idle: then, and then alone, it is sent once more.
         """
-        was_open = self.link is not None
+        was_open = self.open()
         try:
             self.connection().run("")
         except Exception as error:
@@ -465,10 +472,14 @@ class Dispatcher:
         self.batch = Batch(sum(map(self.counts, channels)))
         for channel in channels:
             self.channel = channel
-            channel.service()
+            try:
+                channel.service()
+            except OSError:  # a "100 Continue" that can't be sent: the client has gone
+                channel.handle_close()
             if channel.connected:
                 channel.handle_write()
-        sys.stdout.write("".join(self.lines))
+        with suppress(OSError):  # a full disk or a closed pipe is no reason to stop counting
+            sys.stdout.write("".join(self.lines))
         self.lines.clear()
 
     @staticmethod
