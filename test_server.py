@@ -131,6 +131,11 @@ def eventually(check: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def store(value: str | list[str] | None) -> None:
     """Put the counter's key in a state of its own choosing."""
     with redis.Redis(port=cache.port) as client:
@@ -310,7 +315,7 @@ class TestAnswers(unittest.TestCase):
                 start = f"from server import app; port = {port}\n"
                 start += f"print('Escutando em http://:{port} (Redis: , Postgres: )', flush=True)\n"
                 with service(program=[sys.executable, "-c", start + program], PYTHONPATH=str(HERE)) as other:
-                    eventually(partial(self.listens, port))
+                    eventually(partial(listens, port))
                     with ThreadPoolExecutor(16) as pool:
                         answers = list(pool.map(lambda _: other.get(), range(400)))
                     self.assertEqual(sorted(answer.number for answer in answers), list(range(1, 401)))
@@ -321,11 +326,6 @@ class TestAnswers(unittest.TestCase):
                             self.assertEqual((answer.status, bool(answer.text)), (ours.status, method != "HEAD"))
                             self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
                     other.end(signal.SIGKILL)
-
-    @staticmethod
-    def listens(port: int) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def test_what_came_in_together_is_counted_together(self) -> None:
         requests = {
@@ -483,6 +483,18 @@ class TestSettings(unittest.TestCase):
                 web.end()
                 self.assertNotIn("segredo", answer.text + "".join(web.lines))
 
+    def test_each_server_has_a_reason_of_its_own(self) -> None:
+        urls = {
+            "REDIS_URL": "redis://nada.invalid/0",
+            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{free_port()}/postgres",
+        }
+        with service(**urls) as web:
+            for name in ("Contador", "Redis"):
+                self.assertEqual(
+                    web.get("/" if name == "Contador" else "/health").text,
+                    f"{name}: indisponível (host não encontrado)\nPostgres: indisponível (conexão recusada)\n",
+                )
+
     def test_what_speaks_another_protocol_is_unavailable(self) -> None:
         swapped = {
             "REDIS_URL": f"redis://127.0.0.1:{db.port}/0",
@@ -630,6 +642,25 @@ class TestFaults(unittest.TestCase):
                 self.assertLess(max(answer.seconds for answer in answers), LIMIT)
                 self.assertTrue(all("indisponível (tempo esgotado)" in answer.text for answer in answers))
                 self.assertLess(len(os.listdir(f"/proc/{web.process.pid}/task")) if sys.platform == "linux" else 0, 20)
+
+    def test_a_connection_that_comes_late_serves_later(self) -> None:
+        program = (
+            "import runpy, socket, sys, time\n"
+            "resolve = socket.getaddrinfo\n"
+            "def slow(host, *words, **options):\n"
+            "    if host == 'localhost': time.sleep(0.7)\n"
+            "    return resolve('127.0.0.1', *words, **options)\n"
+            "socket.getaddrinfo = slow\n"
+            "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+        )
+        url = f"redis://localhost:{cache.port}/0"
+        with service(program=[sys.executable, "-c", program, HERE / "server.py"], REDIS_URL=url) as web:
+            self.assertEqual(web.get().text, f"Contador: indisponível (tempo esgotado)\n{CONNECTED}")
+            time.sleep(1)  # until it is surely there: nothing outside shows it
+            cache.stop()  # and has gone again, unused
+            cache.start()
+            self.assertEqual(web.get().status, 503)  # the next one takes as long
+            eventually(lambda: web.get().text == f"Contador: 2\n{CONNECTED}")
 
     def test_redis_out_of_memory_is_told_and_passes(self) -> None:
         with redis.Redis(port=cache.port) as client:
@@ -831,6 +862,27 @@ class TestLogAndStop(unittest.TestCase):
             web.get()
             web.end()
         self.assertEqual(len(web.lines), 1)
+
+    def test_a_log_that_cannot_be_written_stops_nothing(self) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        logs = {"closed pipe": write}
+        if os.path.exists("/dev/full"):
+            logs["full disk"] = os.open("/dev/full", os.O_WRONLY)
+        for name, log in logs.items():
+            with self.subTest(name):
+                port = free_port()
+                program = subprocess.Popen(
+                    [sys.executable, HERE / "server.py"],
+                    env=os.environ | {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "PORT": str(port)},
+                    stdout=log,
+                    stderr=subprocess.DEVNULL,
+                )
+                os.close(log)
+                eventually(partial(listens, port))
+                self.assertEqual([Answer(port).status for _ in range(3)], [200] * 3)
+                program.send_signal(signal.SIGTERM)
+                self.assertEqual(program.wait(5), 0)
 
     def test_it_ends_at_once_when_idle(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
