@@ -43,7 +43,7 @@ def visit(batch: "Batch", head: bool) -> tuple[int, str]:
 
 
 def reset(batch: "Batch", head: bool) -> tuple[int, str]:
-    """Answer ``/reset``: set the counter to 0, whatever the key held. HEAD finds out whether that could be done."""
+    """Answer ``/reset``: set the counter to 0, whatever the key held. HEAD asks whether Redis is there."""
     command = ("PING",) if head else ("SET", KEY, 0)
     cache.ask(*command)
     return 200, "Contador: 0\n"
@@ -108,15 +108,14 @@ class Batch:
     """Requests that came in together, each a method and a path: one INCRBY counts all visits among them."""
 
     def __init__(self, requests: list[tuple[str, str]]) -> None:
-        self.started, self.clock = time.monotonic(), time.strftime("%d/%b/%Y:%H:%M:%S %z")
-        self.lines: list[str] = []  # of the access log
+        self.started, self.clock, self.lines = time.monotonic(), time.strftime("%d/%b/%Y:%H:%M:%S %z"), list[str]()
         self.postgres_reason: str | None = None  # until it is known
         self.error: Exception | None = None
         visits = sum(method == "GET" and ROUTES.get(path) is visit for method, path in requests)
         if visits:
             try:
                 self.number: int = cache.ask("INCRBY", KEY, visits, meanwhile=self.ask_postgres) - visits
-            except (ConnectionError, ValueError) as error:
+            except Exception as error:  # for each of the visits
                 self.error = error
 
     def take_number(self) -> int:
@@ -141,18 +140,18 @@ class Batch:
         return self.postgres_reason
 
     def log(self, environ: WSGIEnvironment, status: int, size: int) -> None:
-        """Keep a line in Common Log Format (Apache's manual, "Log Files"), with the milliseconds until the answer."""
-        if ACCESS_LOG and (status, environ["PATH_INFO"]) != (200, "/health"):
+        """Keep a line in Common Log Format (Apache's manual, Log Files), and the milliseconds since the batch began."""
+        if ACCESS_LOG and (status, environ.get("PATH_INFO")) != (200, "/health"):
             request = f"{environ['REQUEST_METHOD']} {environ.get('REQUEST_URI')} {environ['SERVER_PROTOCOL']}"
             request = request.encode("unicode_escape").decode().replace('"', '\\"')  # or it could forge lines
-            client, elapsed = environ["REMOTE_ADDR"], (time.monotonic() - self.started) * 1000
+            client, elapsed = environ.get("REMOTE_ADDR"), (time.monotonic() - self.started) * 1000
             self.lines.append(f'{client} - - [{self.clock}] "{request}" {status} {size or "-"} {elapsed:.1f} ms\n')
 
 
 # --- How it keeps in touch with Redis and Postgres --------------------------------------------------------------------
-TIMEOUT = 0.35  # seconds to connect, and for each answer: the four that one visit can meet stay below 1.5
+TIMEOUT = 0.35  # seconds to connect, and for each answer: a visit that meets all four, at two servers, stays below 1.5
 RETRY_TIMEOUT = 0.1  # seconds to connect to a server known to be away: pg8000's handshake alone takes 0.02 of CPU
-RETRY_PAUSE = 5  # times as long as an attempt in vain was waited for: so most of the time goes to visits
+RETRY_PAUSE = 5  # no new attempt for this many times the wait for one in vain: most of the time goes to visits
 REASONS = {  # by class of error, SQLSTATE (PostgreSQL manual, Appendix A) or Redis's error code
     "ConnectionRefusedError": "conexão recusada",
     "gaierror": "host não encontrado",
@@ -173,26 +172,27 @@ def reason_for(error: BaseException) -> str:
     while cause:
         codes.append(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    known = [REASONS[code] for code in codes if code in REASONS]
-    return known[0] if known else message.partition("\n")[0] or type(error).__name__
+    return next(
+        (REASONS[code] for code in codes if code in REASONS), message.partition("\n")[0] or type(error).__name__
+    )
 
 
 class Backend:
     """A server that is asked over one connection, kept from batch to batch, by one thread at a time.
 
-    Another thread connects, because looking up a name can outlast any time-out. Who starts it waits, but not for ever.
+    Another thread connects, because looking up a name can outlast any time-out. Whoever starts it waits a limited time.
     """
 
     def __init__(self, name: str, host: str, connect: Callable[[], Any]) -> None:
         self.name, self.host, self.connect = name, host, connect
         self.client: Any = None  # with an open connection
-        self.attempt, self.next_attempt = threading.Thread(), 0.0  # not before this time.monotonic()
-        self.failure = self.reason = ""  # why the last attempt failed; why the server is away, as far as is known
+        self.attempt, self.next_attempt = threading.Thread(), 0.0  # the last one; the time.monotonic() of the next
+        self.failure = self.reason = ""  # why the last attempt failed; why the server is away, empty while it is there
 
     def open(self) -> Any:
         """Return the connection; raise ConnectionError where there is none in time."""
         started = time.monotonic()
-        if not self.client and not self.attempt.is_alive() and started > self.next_attempt:
+        if not self.attempt.is_alive() and not self.client and started > self.next_attempt:
             self.failure = REASONS["TimeoutError"]
             self.attempt = threading.Thread(target=self.try_to_connect, daemon=True)
             self.attempt.start()
@@ -233,16 +233,15 @@ class Redis(Backend):
     def __init__(self, url: str) -> None:
         link: Any = redis.ConnectionPool.from_url(url).make_connection()  # opens nothing, refuses an unknown option
         host = link.path if url.startswith("unix:") else link.host
-        options = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "protocol": 2}  # 3 has more to read
+        options = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "protocol": 2}  # 3 adds notices
         super().__init__("Redis", host, partial(redis.Redis.from_url, url, single_connection_client=True, **options))
 
     def ask(self, *command: str | int, meanwhile: Callable[[], object] = lambda: None) -> Any:
-        """Send a command, call ``meanwhile``, return the answer; raise ConnectionError, or ValueError: a bad value."""
+        """Send a command, call ``meanwhile``, return the answer; raise ConnectionError, or ValueError if it is bad."""
         try:
-            try:
-                stale = self.client and self.client.connection.can_read(timeout=0)  # what nobody asked for
-            except redis.ConnectionError:  # Redis has closed the connection
-                stale = True
+            stale = bool(self.client)
+            with suppress(redis.ConnectionError):  # Redis has closed the connection
+                stale = stale and self.client.connection.can_read(timeout=0)  # data that nobody asked for
             if stale:
                 self.close()
             # Never sent twice: without an answer it may have been carried out all the same, and would count again.
@@ -262,10 +261,8 @@ class Redis(Backend):
 
 
 class Postgres(Backend):
-    """The Postgres at ``url``, in libpq's form (PostgreSQL manual, 32.1.1.2), with ``password`` where it has none.
-
-    Options: host, port, sslmode (disable, require, verify-full), sslrootcert. A bad URL: ValueError or KeyError.
-    """
+    """The Postgres at ``url``, in libpq's form (its manual, 32.1.1.2), with ``password`` where it has none. Options:
+    host, port, sslmode (disable, require, verify-full), sslrootcert. A bad URL: ValueError, KeyError or OSError."""
 
     def __init__(self, url: str, password: str) -> None:
         parts = urlsplit(url)
@@ -305,7 +302,7 @@ class Postgres(Backend):
 
 # --- Settings, from the environment, read once ------------------------------------------------------------------------
 def setting(name: str, default: str, parse: Callable[[str], Any], expected: str) -> Any:
-    """Return ``parse`` of the variable or of ``default``. A bad one ends the program unseen: it may hold a password."""
+    """Return ``parse`` of the variable or of ``default``; a bad one, which may be a secret, ends the program unshown."""
     try:
         return parse(os.environ.get(name) or default)
     except Exception:
@@ -322,9 +319,8 @@ def port_number(text: str) -> int:
 
 # For a DATABASE_URL without a password: any character, as it is. A file is how Docker hands a secret over.
 SECRET = setting("POSTGRES_PASSWORD_FILE", os.devnull, lambda path: Path(path).read_text(), "um arquivo legível")
-postgres = partial(Postgres, password=os.environ.get("POSTGRES_PASSWORD") or SECRET.rstrip("\r\n"))
-POSTGRES_FORM = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO"
-database = setting("DATABASE_URL", "postgresql://postgres@db:5432/postgres", postgres, POSTGRES_FORM)
+make_db = partial(Postgres, password=os.environ.get("POSTGRES_PASSWORD") or SECRET.rstrip("\r\n"))
+database = setting("DATABASE_URL", "postgresql://postgres@db", make_db, "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO")
 cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
 HOST = setting("HOST", "0.0.0.0", str, "um endereço")
 PORT = setting("PORT", "5000", port_number, "um número de 0 a 65535")  # 0: any free one
@@ -337,20 +333,24 @@ SPARE_FILES = 100  # of these, for the program itself and its libraries
 
 
 class Parser(HTTPRequestParser):
-    """waitress's parser, which also refuses what RFC 9112 (2.3, 3.2) calls malformed, and versions but 1.0 and 1.1."""
+    """waitress's parser, which also refuses what RFC 9112 (2.3, 3.2) forbids, and versions other than 1.0 and 1.1."""
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
             super().parse_header(header_plus)
         except ValueError as error:  # "http://[", or a length of 5,000 digits
             raise ParsingError("Invalid request") from error
-        host = self.headers.get("HOST", ", ")  # between two of them, waitress puts ", "
+        host = self.headers.get("HOST", ", ")  # none is refused like two, which waitress joins with ", "
         if self.version not in ("1.0", "1.1") or (self.version == "1.1" and ", " in host):
             raise ParsingError("HTTP/1.0, or HTTP/1.1 with one Host, is required")
 
 
 class Channel(HTTPChannel):
     parser_class = Parser
+
+    def send_continue(self) -> None:
+        if not self.request.completed:  # or waitress would wait for more, and never answer
+            super().send_continue()
 
 
 class Dispatcher:
@@ -359,7 +359,7 @@ class Dispatcher:
     def __init__(self) -> None:
         self.connections: dict[int, Any] = {}  # by file number, and the listener
         self.waiting: list[Channel] = []  # connections with a complete request
-        self.add_task = self.waiting.append  # waitress calls this
+        self.add_task = self.waiting.append  # waitress calls this, so the list stays the same
         self.stopping = False
 
     def turn(self, timeout: float) -> None:
@@ -369,7 +369,7 @@ class Dispatcher:
         self.waiting.clear()
         if not channels:
             return
-        requests = [channel.requests[0] for channel in channels]  # waitress makes PATH_INFO of their paths as here:
+        requests = [channel.requests[0] for channel in channels]  # the path, made as waitress makes PATH_INFO:
         self.batch = Batch([(each.command, "/" + each.path.lstrip("/")) for each in requests if not each.error])
         for channel in channels:
             self.channel = channel
@@ -381,7 +381,7 @@ class Dispatcher:
             print("".join(self.batch.lines), end="", flush=True)
 
     def app(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        """Answer one request of the batch (waitress calls this); while the program stops, the connection's last."""
+        """Answer one request of the batch (waitress calls this), the connection's last one if the program stops."""
         body = app(environ, start_response, self.batch)
         if self.stopping and len(self.channel.requests) == 1:
             self.channel.requests[0].headers["CONNECTION"] = "close"
@@ -400,7 +400,7 @@ def serve(listener: socket.socket) -> None:
         _dispatcher=dispatcher,
         sockets=[listener],
         connection_limit=limit,
-        channel_timeout=20,  # seconds without a request
+        channel_timeout=20,  # seconds without a byte
         ident="",  # no Server header
         send_bytes=16384,  # above the size of an answer: it goes in one packet, when it is complete
         recv_bytes=65536,  # what is too long is read all the same: closing on unread data would lose the answer
@@ -421,18 +421,20 @@ def serve(listener: socket.socket) -> None:
     logging.info("Escutando em http://%s:%s (Redis: %s, Postgres: %s)", host, port, cache.host, database.host)
     while not dispatcher.stopping:
         dispatcher.turn(timeout=1)
+        server.trigger.handle_read()  # each answer pulls it, to wake a loop that is awake
         before = 0
         while before < len(dispatcher.connections) < limit:  # accept all that wait: waitress alone takes one a turn
             before = len(dispatcher.connections)
             server.handle_accept()
-    wasyncore.dispatcher.close(server)  # the listener alone: answers still need what server.close() closes, too
+    wasyncore.dispatcher.close(server)  # not server.close(): answers still pull the trigger, which that closes too
     end = time.monotonic() + LINGER
     while server.active_channels and (dispatcher.waiting or time.monotonic() < end):
         dispatcher.turn(timeout=0.02)
+    dispatcher.turn(timeout=0)  # for what came in time, but while a turn took long
 
 
-def main() -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status: 0, or 2 where HOST and PORT can't be had."""
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; the exit status is 0, or 2 where HOST and PORT can't be had."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     logging.getLogger("waitress").setLevel(logging.ERROR)
     try:
@@ -440,10 +442,9 @@ def main() -> int:
     except OSError as error:
         reason = "a porta já está em uso" if error.errno == errno.EADDRINUSE else error.strerror
         print(f"HOST, PORT: não foi possível escutar em {HOST}, porta {PORT}: {reason}", file=sys.stderr)
-        return 2
+        sys.exit(2)
     serve(listener)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -327,6 +327,21 @@ class TestAnswers(unittest.TestCase):
                             self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
                     other.end(signal.SIGKILL)
 
+    def test_the_application_asks_for_nothing_that_wsgi_does_not_promise(self) -> None:
+        program = (
+            "from wsgiref.util import setup_testing_defaults\n"
+            "from server import app\n"
+            "environ = {}\n"
+            "setup_testing_defaults(environ)\n"
+            "del environ['PATH_INFO']\n"
+            "print(b''.join(app(environ, lambda status, headers: None)).decode(), end='')"
+        )
+        variables = {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "PYTHONPATH": str(HERE)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | variables, capture_output=True, text=True, timeout=10
+        )
+        self.assertEqual((done.stdout, done.stderr), (f"Contador: 1\n{CONNECTED}", ""))
+
     def test_what_came_in_together_is_counted_together(self) -> None:
         requests = {
             b"GET / HTTP/1.1\r\nHost: a\r\n\r\n": (12, 200),
@@ -759,6 +774,7 @@ class TestHostile(unittest.TestCase):
             (501, b"POST /" + host + b"Transfer-Encoding: gzip\r\n\r\n"),
             (431, b"GET /" + host + b"A: " + b"a" * 20000 + b"\r\n\r\n"),
             (413, b"POST /" + host + b"Content-Length: 99999999\r\n\r\n"),
+            (413, b"POST /" + host + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"),
             (400, b"GET /\xff\xfe" + host + b"\r\n"),
         ):
             with self.subTest(data=data[:60]):
@@ -768,9 +784,21 @@ class TestHostile(unittest.TestCase):
                 self.assertNotRegex((head + body).decode(), "(?i)python|waitress|traceback|sys\\.|int\\(")
                 self.assertIn(b"Content-Length: %d" % len(body), head.split(b"\r\n"))
         self.assertEqual(stored(), b"7")
-        for data in (b"GET / HTTP/1.0\r\n\r\n", b"GET /" + host + b"\r\n", b"GET / HTTP/1.1\r\nHost:\r\n\r\n"):
+        for data in (
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"GET /" + host + b"\r\n",
+            b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            b"GET /" + host + b"Expect: 100-continue\r\n\r\n",
+        ):
             self.assertIn(b" 200 OK\r\n", self.web.raw(data))
-        self.assertEqual(stored(), b"10")
+        self.assertEqual(stored(), b"11")
+
+    def test_a_body_that_waits_for_a_sign_gets_it(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.web.port), 5) as connection:
+            connection.sendall(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+            self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 100 Continue\r\n"))
+            connection.sendall(b"abc")
+            self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 405 "))
 
     def test_generated_requests_leave_it_well(self) -> None:
         store(None)
@@ -903,6 +931,22 @@ class TestLogAndStop(unittest.TestCase):
             time.sleep(0.1)  # until the request is surely there: nothing outside shows it
             web.end()
             self.assertEqual((answer.result().status, answer.result().headers["Connection"]), (503, "close"))
+
+    def test_a_last_request_is_answered_though_another_takes_all_the_time(self) -> None:
+        self.addCleanup(cache.signal, signal.SIGCONT)
+        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        with service() as web:
+            first, second = (socket.create_connection(("127.0.0.1", web.port), 5) for _ in range(2))
+            web.get()
+            cache.signal(signal.SIGSTOP)
+            web.process.send_signal(signal.SIGTERM)
+            with first, second:
+                first.sendall(request)
+                time.sleep(0.2)  # while the first is waited for, and within the time for a last request
+                second.sendall(request)
+                received = [b"".join(iter(partial(each.recv, 65536), b"")) for each in (first, second)]
+            web.end(0)  # SIGTERM has been sent
+        self.assertEqual([text.split(b" ")[1] for text in received], [b"503"] * 2)
 
     def test_what_was_read_and_what_waits_in_the_backlog_is_answered(self) -> None:
         store(None)
