@@ -302,7 +302,7 @@ class Postgres(Backend):
 
 # --- Settings, from the environment, read once ------------------------------------------------------------------------
 def setting(name: str, default: str, parse: Callable[[str], Any], expected: str) -> Any:
-    """Return ``parse`` of the variable or of ``default``; a bad one, which may be a secret, ends the program unshown."""
+    """Return ``parse`` of the variable or of ``default``; a bad one, which may be secret, ends the program unshown."""
     try:
         return parse(os.environ.get(name) or default)
     except Exception:

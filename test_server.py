@@ -941,6 +941,7 @@ class TestLogAndStop(unittest.TestCase):
             cache.signal(signal.SIGSTOP)
             web.process.send_signal(signal.SIGTERM)
             with first, second:
+                time.sleep(0.05)  # until it has surely begun to stop
                 first.sendall(request)
                 time.sleep(0.2)  # while the first is waited for, and within the time for a last request
                 second.sendall(request)
