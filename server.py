@@ -302,7 +302,7 @@ class Postgres(Backend):
 
 # --- Settings, from the environment, read once ------------------------------------------------------------------------
 def setting(name: str, default: str, parse: Callable[[str], Any], expected: str) -> Any:
-    """Return ``parse`` of the variable or of ``default``; a bad one, which may be secret, ends the program unshown."""
+    """Return ``parse`` of the variable or of ``default``. A bad one ends the program, not shown: it may be secret."""
     try:
         return parse(os.environ.get(name) or default)
     except Exception:
@@ -369,7 +369,7 @@ class Dispatcher:
         self.waiting.clear()
         if not channels:
             return
-        requests = [channel.requests[0] for channel in channels]  # the path, made as waitress makes PATH_INFO:
+        requests = [channel.requests[0] for channel in channels]  # below, paths are made as waitress makes PATH_INFO
         self.batch = Batch([(each.command, "/" + each.path.lstrip("/")) for each in requests if not each.error])
         for channel in channels:
             self.channel = channel
