@@ -219,6 +219,21 @@ def full_backlog() -> Iterator[int]:
             connection.close()
 
 
+def slow_to_find(host: str, seconds: float) -> list[str | Path]:
+    """Return the program, with a resolver that takes so long for the name of one host, which is this machine."""
+    program = (
+        "import runpy, socket, sys, time\n"
+        "resolve = socket.getaddrinfo\n"
+        "def slow(host, *words, **options):\n"
+        f"    if host != '{host}': return resolve(host, *words, **options)\n"
+        f"    time.sleep({seconds})\n"
+        "    return resolve('127.0.0.1', *words, **options)\n"
+        "socket.getaddrinfo = slow\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    return [sys.executable, "-c", program, HERE / "server.py"]
+
+
 class TestAnswers(unittest.TestCase):
     """The table of requests."""
 
@@ -643,20 +658,9 @@ class TestFaults(unittest.TestCase):
                     self.assertTrue(all("indisponível (tempo esgotado)" in answer.text for answer in answers))
 
     def test_a_slow_resolver_holds_nobody_up(self) -> None:
-        program = (
-            "import runpy, socket, sys, time\n"
-            "resolve = socket.getaddrinfo\n"
-            "def slow(host, *words, **options):\n"
-            "    if host == 'lento': time.sleep(5)\n"
-            "    return resolve(host, *words, **options)\n"
-            "socket.getaddrinfo = slow\n"
-            "runpy.run_path(sys.argv[1], run_name='__main__')\n"
-        )
         urls = {"REDIS_URL": "redis://lento:1/0", "DATABASE_URL": "postgresql://u:p@lento:1/x"}
         for names in (["DATABASE_URL"], ["REDIS_URL", "DATABASE_URL"]):
-            with service(
-                program=[sys.executable, "-c", program, HERE / "server.py"], **{name: urls[name] for name in names}
-            ) as web:
+            with service(program=slow_to_find("lento", 5), **{name: urls[name] for name in names}) as web:
                 with ThreadPoolExecutor(8) as pool:
                     answers = list(pool.map(lambda _: web.get(), range(64)))
                 self.assertLess(max(answer.seconds for answer in answers), LIMIT)
@@ -664,17 +668,8 @@ class TestFaults(unittest.TestCase):
                 self.assertLess(len(os.listdir(f"/proc/{web.process.pid}/task")) if sys.platform == "linux" else 0, 20)
 
     def test_a_connection_that_comes_late_serves_later(self) -> None:
-        program = (
-            "import runpy, socket, sys, time\n"
-            "resolve = socket.getaddrinfo\n"
-            "def slow(host, *words, **options):\n"
-            "    if host == 'localhost': time.sleep(0.7)\n"
-            "    return resolve('127.0.0.1', *words, **options)\n"
-            "socket.getaddrinfo = slow\n"
-            "runpy.run_path(sys.argv[1], run_name='__main__')\n"
-        )
         url = f"redis://localhost:{cache.port}/0"
-        with service(program=[sys.executable, "-c", program, HERE / "server.py"], REDIS_URL=url) as web:
+        with service(program=slow_to_find("localhost", 0.7), REDIS_URL=url) as web:
             self.assertEqual(web.get().text, f"Contador: indisponível (tempo esgotado)\n{CONNECTED}")
             time.sleep(1)  # until it is surely there: nothing outside shows it
             cache.stop()  # and has gone again, unused
