@@ -75,18 +75,21 @@ MORE_HEADERS = {503: [("Retry-After", "1")], 405: [("Allow", "GET, HEAD")]}
 one_at_a_time = threading.Lock()  # for servers that answer in threads
 
 
-def app(environ: WSGIEnvironment, start_response: StartResponse, batch: "Batch | None" = None) -> list[bytes]:
-    """Answer a request (PEP 3333) of ``batch``; under any other WSGI server it is a batch of its own."""
-    method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO") or "/"
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Answer one request (PEP 3333), under any WSGI server, as a batch of its own."""
     with one_at_a_time:
-        batch = batch or Batch([(method, path)])
-        status, text = answer(method, path, batch)
+        batch = Batch([(environ["REQUEST_METHOD"], environ.get("PATH_INFO") or "/")])
+        return [respond(environ, start_response, batch)[1]]
+
+
+def respond(environ: WSGIEnvironment, start_response: StartResponse, batch: "Batch") -> tuple[int, bytes]:
+    """Start the response to a request of ``batch``; return its status and its body, which HEAD does not get."""
+    method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO") or "/"
+    status, text = answer(method, path, batch)
     body = text.encode()
     headers = [*HEADERS, ("Content-Length", str(len(body))), *MORE_HEADERS.get(status, [])]
     start_response(f"{status} {responses[status]}", headers)
-    sent = b"" if method == "HEAD" else body
-    batch.log(environ, status, len(sent))
-    return [sent]
+    return status, b"" if method == "HEAD" else body
 
 
 def answer(method: str, path: str, batch: "Batch") -> tuple[int, str]:
@@ -108,7 +111,6 @@ class Batch:
     """Requests that came in together, each a method and a path: one INCRBY counts all visits among them."""
 
     def __init__(self, requests: list[tuple[str, str]]) -> None:
-        self.started, self.clock, self.lines = time.monotonic(), time.strftime("%d/%b/%Y:%H:%M:%S %z"), list[str]()
         self.postgres_reason: str | None = None  # until it is known
         self.error: Exception | None = None
         visits = sum(method == "GET" and ROUTES.get(path) is visit for method, path in requests)
@@ -138,14 +140,6 @@ class Batch:
         if self.postgres_reason is None:
             self.postgres_reason = database.ping()
         return self.postgres_reason
-
-    def log(self, environ: WSGIEnvironment, status: int, size: int) -> None:
-        """Keep a line in Common Log Format (Apache's manual, Log Files), and the milliseconds since the batch began."""
-        if ACCESS_LOG and (status, environ.get("PATH_INFO")) != (200, "/health"):
-            request = f"{environ['REQUEST_METHOD']} {environ.get('REQUEST_URI')} {environ['SERVER_PROTOCOL']}"
-            request = request.encode("unicode_escape").decode().replace('"', '\\"')  # or it could forge lines
-            client, elapsed = environ.get("REMOTE_ADDR"), (time.monotonic() - self.started) * 1000
-            self.lines.append(f'{client} - - [{self.clock}] "{request}" {status} {size or "-"} {elapsed:.1f} ms\n')
 
 
 # --- How it keeps in touch with Redis and Postgres --------------------------------------------------------------------
@@ -369,6 +363,7 @@ class Dispatcher:
         self.waiting.clear()
         if not channels:
             return
+        self.started, self.clock, self.lines = time.monotonic(), time.strftime("%d/%b/%Y:%H:%M:%S %z"), list[str]()
         requests = [channel.requests[0] for channel in channels]  # below, paths are made as waitress makes PATH_INFO
         self.batch = Batch([(each.command, "/" + each.path.lstrip("/")) for each in requests if not each.error])
         for channel in channels:
@@ -378,14 +373,19 @@ class Dispatcher:
             if channel.connected:
                 channel.handle_write()
         with suppress(OSError):  # a full disk or a closed pipe is no reason to stop counting
-            print("".join(self.batch.lines), end="", flush=True)
+            print("".join(self.lines), end="", flush=True)
 
     def app(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         """Answer one request of the batch (waitress calls this), the connection's last one if the program stops."""
-        body = app(environ, start_response, self.batch)
+        status, body = respond(environ, start_response, self.batch)
         if self.stopping and len(self.channel.requests) == 1:
             self.channel.requests[0].headers["CONNECTION"] = "close"
-        return body
+        if ACCESS_LOG and (status, environ["PATH_INFO"]) != (200, "/health"):  # Common Log Format: Apache's manual
+            request = f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']} {environ['SERVER_PROTOCOL']}"
+            request = request.encode("unicode_escape").decode().replace('"', '\\"')  # or it could forge lines
+            client, size, elapsed = environ["REMOTE_ADDR"], len(body) or "-", (time.monotonic() - self.started) * 1000
+            self.lines.append(f'{client} - - [{self.clock}] "{request}" {status} {size} {elapsed:.1f} ms\n')
+        return [body]
 
 
 def serve(listener: socket.socket) -> None:

@@ -37,5 +37,5 @@ def reset() -> str:
 
 
 if __name__ == "__main__":
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line per visit: server.py logs none either
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line per visit, to its advantage: server.py writes one
     app.run("127.0.0.1", int(os.environ.get("PORT", "5000")))
