@@ -32,6 +32,7 @@ from tools.servers import HERE, Postgres, Redis, free_port
 KEY = "contador_visitas"
 PASSWORD = "p@ss:/w%rd#ç\"'\\"
 LIMIT = 1.5  # seconds for any answer, whatever happens
+VISIT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 CONNECTED = "Postgres: conectado\n"
 FOLDER = Path(tempfile.mkdtemp(prefix="contador-test-"))
 FOLDER.chmod(0o711)
@@ -90,12 +91,16 @@ class Service:
     def get(self, path: str = "/", method: str = "GET", **options: Any) -> Answer:
         return Answer(self.port, path, method, **options)
 
+    def connect(self) -> socket.socket:
+        """Return an open connection to the program."""
+        return socket.create_connection(("127.0.0.1", self.port), 5)
+
     def raw(self, data: bytes) -> bytes:
         """Send bytes, then nothing more, and return all that comes back."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+        with self.connect() as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: connection.recv(65536), b""))
+            return read_all(connection)
 
     def freeze(self) -> None:
         """Stop the program until SIGCONT; return when it stands still."""
@@ -134,6 +139,11 @@ def eventually(check: Callable[[], bool], seconds: float = 5) -> None:
         if time.monotonic() > end:
             raise AssertionError("it did not come about")
         time.sleep(0.01)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Return what comes until the other side ends."""
+    return b"".join(iter(partial(connection.recv, 65536), b""))
 
 
 def listens(port: int) -> bool:
@@ -364,7 +374,7 @@ class TestAnswers(unittest.TestCase):
 
     def test_what_came_in_together_is_counted_together(self) -> None:
         requests = {
-            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n": (12, 200),
+            VISIT: (12, 200),
             b"GET //?x HTTP/1.1\r\nHost: a\r\n\r\n": (3, 200),
             b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n": (3, 200),
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n": (3, 405),
@@ -372,11 +382,9 @@ class TestAnswers(unittest.TestCase):
             b"GET / HTTP/1.1\r\n\r\n": (3, 400),
             b"GET / HTTP/1.1\r\nA: " + b"a" * 20000 + b"\r\n\r\n": (3, 431),
         }
-        gone = socket.create_connection(("127.0.0.1", self.web.port), 5)
+        gone = self.web.connect()
         clients = [
-            (socket.create_connection(("127.0.0.1", self.web.port), 5), request, status)
-            for request, (count, status) in requests.items()
-            for _ in range(count)
+            (self.web.connect(), request, status) for request, (count, status) in requests.items() for _ in range(count)
         ]
         for connection, _, _ in clients:
             self.addCleanup(connection.close)
@@ -385,7 +393,7 @@ class TestAnswers(unittest.TestCase):
         self.web.freeze()
         for connection, request, _ in clients:
             connection.sendall(request)
-        gone.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        gone.sendall(VISIT)
         gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # its end is a reset
         gone.close()
         self.web.process.send_signal(signal.SIGCONT)
@@ -401,14 +409,14 @@ class TestAnswers(unittest.TestCase):
 
     def test_a_batch_in_which_redis_fails_answers_503_to_each(self) -> None:
         self.addCleanup(cache.signal, signal.SIGCONT)
-        clients = [socket.create_connection(("127.0.0.1", self.web.port), 5) for _ in range(9)]
+        clients = [self.web.connect() for _ in range(9)]
         for connection in clients:
             self.addCleanup(connection.close)
         self.web.get("/health")
         cache.signal(signal.SIGSTOP)
         self.web.freeze()
         for connection in clients:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            connection.sendall(VISIT)
         self.web.process.send_signal(signal.SIGCONT)
         for connection in clients:
             self.assertIn("indisponível (tempo esgotado)\n" + CONNECTED, connection.recv(65536).decode())
@@ -794,7 +802,7 @@ class TestHostile(unittest.TestCase):
         self.assertEqual(stored(), b"11")
 
     def test_a_body_that_waits_for_a_sign_gets_it(self) -> None:
-        with socket.create_connection(("127.0.0.1", self.web.port), 5) as connection:
+        with self.web.connect() as connection:
             connection.sendall(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
             self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 100 Continue\r\n"))
             connection.sendall(b"abc")
@@ -824,7 +832,7 @@ class TestHostile(unittest.TestCase):
     def test_idle_and_half_sent_connections_lock_nobody_out(self) -> None:
         held = []
         for number in range(1000):
-            connection = socket.create_connection(("127.0.0.1", self.web.port), 5)
+            connection = self.web.connect()
             self.addCleanup(connection.close)
             connection.sendall(b"GET / HTT" if number % 2 else b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
             held.append(connection)
@@ -834,7 +842,7 @@ class TestHostile(unittest.TestCase):
 
     def test_pipelined_requests_are_all_answered_in_order(self) -> None:
         store(None)
-        answer = self.web.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+        answer = self.web.raw(VISIT * 20)
         self.assertEqual(re.findall(rb"Contador: (\d+)", answer), [b"%d" % number for number in range(1, 21)])
 
 
@@ -910,13 +918,12 @@ class TestLogAndStop(unittest.TestCase):
                 eventually(partial(listens, port))
                 self.assertEqual([Answer(port).status for _ in range(3)], [200] * 3)
                 program.send_signal(signal.SIGTERM)
-                self.assertIn(
-                    program.wait(5), (0, 120)
-                )  # 120: Python tells that the last lines are lost (its sys.exit)
+                status = program.wait(5)
+                self.assertIn(status, (0, 120))  # 120: Python tells that the last lines are lost (see its sys.exit)
 
     def test_it_ends_at_once_when_idle(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            with service() as web, socket.create_connection(("127.0.0.1", web.port)) as idle:
+            with service() as web, web.connect() as idle:
                 web.get()
                 started = time.monotonic()
                 web.end(number)
@@ -936,41 +943,36 @@ class TestLogAndStop(unittest.TestCase):
 
     def test_a_last_request_is_answered_though_another_takes_all_the_time(self) -> None:
         self.addCleanup(cache.signal, signal.SIGCONT)
-        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         with service() as web:
-            first, second = (socket.create_connection(("127.0.0.1", web.port), 5) for _ in range(2))
+            first, second = (web.connect() for _ in range(2))
             web.get()
             cache.signal(signal.SIGSTOP)
             web.process.send_signal(signal.SIGTERM)
             with first, second:
                 time.sleep(0.05)  # until it has surely begun to stop
-                first.sendall(request)
+                first.sendall(VISIT)
                 time.sleep(0.2)  # while the first is waited for, and within the time for a last request
-                second.sendall(request)
-                received = [b"".join(iter(partial(each.recv, 65536), b"")) for each in (first, second)]
+                second.sendall(VISIT)
+                received = [read_all(each) for each in (first, second)]
             web.end(0)  # SIGTERM has been sent
         self.assertEqual([text.split(b" ")[1] for text in received], [b"503"] * 2)
 
     def test_what_was_read_and_what_waits_in_the_backlog_is_answered(self) -> None:
         store(None)
-        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         with service() as web:
-            address = ("127.0.0.1", web.port)
-            pipelined = socket.create_connection(address, 5)
-            idle = socket.create_connection(address, 5)
+            pipelined = web.connect()
+            idle = web.connect()
             web.get("/health")
             web.freeze()
-            pipelined.sendall(request * 5)
-            backlog = [socket.create_connection(address, 5) for _ in range(20)]
+            pipelined.sendall(VISIT * 5)
+            backlog = [web.connect() for _ in range(20)]
             for connection in backlog:
-                connection.sendall(request)
+                connection.sendall(VISIT)
             web.process.send_signal(signal.SIGTERM)
             web.process.send_signal(signal.SIGCONT)
             time.sleep(0.1)  # a last request, within the time for one
-            idle.sendall(request)
-            received = [
-                b"".join(iter(partial(connection.recv, 65536), b"")) for connection in [pipelined, idle, *backlog]
-            ]
+            idle.sendall(VISIT)
+            received = [read_all(connection) for connection in [pipelined, idle, *backlog]]
             for connection in [pipelined, idle, *backlog]:
                 connection.close()
             web.end(0)  # SIGTERM has been sent
