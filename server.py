@@ -313,7 +313,7 @@ def port_number(text: str) -> int:
 
 # For a DATABASE_URL without a password: any character, as it is. A file is how Docker hands a secret over.
 SECRET = setting("POSTGRES_PASSWORD_FILE", os.devnull, lambda path: Path(path).read_text(), "um arquivo legível")
-make_db = partial(Postgres, password=os.environ.get("POSTGRES_PASSWORD") or SECRET.rstrip("\r\n"))
+make_db = partial(Postgres, password=os.environ.get("POSTGRES_PASSWORD") or SECRET.rstrip("\r\n") or "senha123")
 database = setting("DATABASE_URL", "postgresql://postgres@db", make_db, "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO")
 cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
 HOST = setting("HOST", "0.0.0.0", str, "um endereço")
