@@ -17,7 +17,9 @@ redis_client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://cache:6
 def postgres_status() -> str:
     """Tell whether Postgres takes a connection."""
     try:
-        psycopg2.connect(os.environ.get("DATABASE_URL", "postgresql://postgres:senha123@db:5432/postgres")).close()
+        psycopg2.connect(
+            os.environ.get("DATABASE_URL", "postgresql://postgres:senha123@db:5432/postgres")
+        ).close()
     except psycopg2.OperationalError:
         return "desconectado"
     return "conectado"
@@ -37,5 +39,7 @@ def reset() -> str:
 
 
 if __name__ == "__main__":
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line per visit, to its advantage: server.py writes one
+    logging.getLogger("werkzeug").setLevel(
+        logging.WARNING
+    )  # no line per visit, to its advantage: server.py writes one
     app.run("127.0.0.1", int(os.environ.get("PORT", "5000")))

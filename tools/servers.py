@@ -54,13 +54,20 @@ class Server:
         with self.log.open("ab") as log:
             # In a session of its own: Ctrl-C is for the service, which stops before its backends.
             self.process = subprocess.Popen(
-                list(map(str, self.command)), stdout=log, stderr=log, start_new_session=True, cwd="/", **self.owner
+                list(map(str, self.command)),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                **self.owner,
             )
         end = time.monotonic() + START_SECONDS
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > end:
                 self.kill()
-                raise RuntimeError(f"{self.command[0]} não respondeu:\n{self.log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(
+                    f"{self.command[0]} não respondeu:\n{self.log.read_text(errors='replace')[-2000:]}"
+                )
             time.sleep(0.02)
 
     def answers(self) -> bool:
@@ -95,7 +102,15 @@ class Redis(Server):
         super().__init__(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.command = [get_binary_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder]
+        self.command = [
+            get_binary_path(),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            folder,
+        ]
         self.command += ["--appendonly", "yes", "--save", "", *options]
 
     def answers(self) -> bool:
@@ -120,15 +135,35 @@ class Postgres(Server):
             secret.touch(0o600)
             secret.write_text((password or secrets.token_urlsafe()) + "\n")
         self.password = secret.read_text().removesuffix("\n")
-        self.url = f"postgresql://postgres:{quote(self.password, safe='')}@127.0.0.1:{self.port}/postgres"
+        self.url = (
+            f"postgresql://postgres:{quote(self.password, safe='')}@127.0.0.1:{self.port}/postgres"
+        )
         self.programs = POSTGRES
         if os.geteuid() == 0:  # which PostgreSQL refuses to run as
             self.drop_root(secret)
         data = folder / "data"
         if not data.exists():
-            options = ["-U", "postgres", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-locale", "-E", "UTF8", "-N"]
+            options = [
+                "-U",
+                "postgres",
+                "-A",
+                "scram-sha-256",
+                f"--pwfile={secret}",
+                "--no-locale",
+                "-E",
+                "UTF8",
+                "-N",
+            ]
             self.run("initdb", "-D", data, *options)
-        self.command = [self.programs / "bin/postgres", "-D", data, f"-p{self.port}", "-h127.0.0.1", "-k", folder]
+        self.command = [
+            self.programs / "bin/postgres",
+            "-D",
+            data,
+            f"-p{self.port}",
+            "-h127.0.0.1",
+            "-k",
+            folder,
+        ]
 
     def drop_root(self, secret: Path) -> None:
         """Give the folder to ``nobody``, with a copy of the programs: it may not be able to reach the originals."""
@@ -180,7 +215,9 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     servers: list[Server] = []
-    root = os.geteuid() == 0  # then PostgreSQL can keep nothing here: it runs as somebody who may not enter
+    root = (
+        os.geteuid() == 0
+    )  # then PostgreSQL can keep nothing here: it runs as somebody who may not enter
     with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
         os.chmod(temporary, 0o711)
         try:
@@ -205,7 +242,9 @@ def main() -> int:
 
 def run(environment: dict[str, str]) -> int:
     """Run the service in ``environment``, passing SIGTERM and SIGINT on to it; return its exit status."""
-    with subprocess.Popen([sys.executable, HERE / "server.py"], env=environment, start_new_session=True) as service:
+    with subprocess.Popen(
+        [sys.executable, HERE / "server.py"], env=environment, start_new_session=True
+    ) as service:
 
         def stop(number: int, frame: FrameType | None) -> None:
             service.terminate()
