@@ -23,7 +23,7 @@ down:  ## Encerra tudo no Docker: remove os contêineres e mantém os volumes
 	docker compose down
 
 run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000 muda a porta)
-	@$(VENV)/python -m tools.servers
+	@$(VENV)/python -m tools.run
 
 ##@ Aula
 

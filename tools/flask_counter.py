@@ -1,6 +1,7 @@
-"""The counter as the description asks for it: Flask with its own server, INCR, and a connection to Postgres per visit.
+"""The counter as the description asks for it: Flask's own server, INCR, a connection per visit.
 
-It is here to be measured beside ``server.py`` (``make bench``), and takes the same PORT, REDIS_URL and DATABASE_URL.
+It is here to be measured beside ``server.py`` (``make bench``), and takes the same PORT, REDIS_URL
+and DATABASE_URL.
 """
 
 import logging

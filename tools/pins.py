@@ -1,4 +1,4 @@
-"""Tell where the requirement files do not fit ``pyproject.toml``, or one another: part of ``make lint``.
+"""Tell where the requirement files do not fit ``pyproject.toml``, or one another, for ``make lint``.
 
 ``make lock`` writes them, and needs the network for it; this does not.
 """
