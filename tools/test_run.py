@@ -74,7 +74,6 @@ class Checkout:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, copy)
         (self.folder / ".venv").symlink_to(sys.prefix)
-        self.folder.chmod(0o700)
         self.base.chmod(0o711)  # for Postgres, which root runs as somebody else
         self.temporary = self.base / "temporary"
         self.temporary.mkdir(mode=0o711)
@@ -150,6 +149,7 @@ class TestRun(unittest.TestCase):
 
     def test_it_serves_ends_on_each_signal_and_counts_on(self) -> None:
         checkout = Checkout(self)
+        checkout.folder.chmod(0o700)  # so that whom root runs Postgres as can't enter
         for count, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), 1):
             launcher = checkout.start()
             self.assertEqual(checkout.visit(), f"Contador: {count}\nPostgres: conectado\n")
@@ -246,7 +246,7 @@ class TestRun(unittest.TestCase):
         self.assertGreaterEqual(len(left), 3)
         launcher = checkout.start()
         self.assertEqual(checkout.visit(), "Contador: 2\nPostgres: conectado\n")
-        self.assertEqual([process for process in left if process.is_running()], [])
+        self.assertEqual([process for process in left if processes.is_alive(process)], [])
         launcher.send_signal(signal.SIGTERM)
         self.check_end(checkout, launcher, 0)
 
@@ -294,27 +294,22 @@ class TestRecord(unittest.TestCase):
         process.launch()
         return process
 
-    def pid(self, process: Process) -> int:
-        assert process.process
-        return process.process.pid
-
     def change(self, **values: Any) -> None:
         """Change what is noted of the first process."""
         self.record.processes[0] |= values
         self.record.write()
 
     def test_what_was_left_is_ended_in_good_order_or_else_killed(self) -> None:
-        ended = self.folder / "ended"
-        polite = self.started("sh", "-c", f"trap 'touch {ended}; exit' INT; sleep 60 & wait")
+        process = self.started("sleep", "60")
         stubborn = self.started("sh", "-c", "trap '' INT; sleep 60 & wait; sleep 60")
-        for process in (polite, stubborn):
-            eventually(psutil.Process(self.pid(process)).children)
-        children = psutil.Process(self.pid(stubborn)).children()
+        shell = psutil.Process(self.record.processes[1]["pid"])
+        eventually(shell.children)
+        children = shell.children()
         stubborn.signal(signal.SIGSTOP)
         Record(self.record.path, self.folder).end_leftovers()
-        self.assertTrue(ended.exists())
-        self.assertFalse(any(psutil.pid_exists(self.pid(each)) for each in (polite, stubborn)))
-        eventually(lambda: not any(child.is_running() for child in children))
+        self.assertEqual(process.wait(5), -signal.SIGINT)
+        self.assertEqual(stubborn.wait(5), -signal.SIGKILL)
+        eventually(lambda: not any(processes.is_alive(child) for child in children))
         self.assertEqual(json.loads(self.record.path.read_text())["processes"], [])
 
     def test_another_start_time_command_or_folder_is_left_alone(self) -> None:
