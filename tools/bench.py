@@ -42,6 +42,7 @@ COMMANDS: dict[str, list[str | Path]] = {
 }
 CONNECTIONS, ROUNDS, SECONDS = (1, 8, 64), 3, 2
 START_SECONDS = 10
+BAR_WIDTH = 20
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # in bytes
 
@@ -97,10 +98,11 @@ def wait_until_ready(server: psutil.Process, port: int) -> None:
 
 def end(server: subprocess.Popen[bytes]) -> tuple[float, int]:
     """End a server; return the seconds of CPU and the bytes of memory that it has used."""
-    server.send_signal(signal.SIGTERM)
+    # Past the methods of Popen: they forget what a server that has ended had used.
+    os.kill(server.pid, signal.SIGTERM)
     if not wait_for_end(psutil.Process(server.pid), STOP_SECONDS):
-        server.kill()
-    _, status, used = os.wait4(server.pid, 0)  # server.wait() would not tell what it has used
+        os.kill(server.pid, signal.SIGKILL)
+    _, status, used = os.wait4(server.pid, 0)
     server.returncode = os.waitstatus_to_exitcode(status)
     return used.ru_utime + used.ru_stime, used.ru_maxrss * MAXRSS_UNIT
 
@@ -157,9 +159,8 @@ def table(found: dict[tuple[str, int], list[Figures]], idle: dict[str, float]) -
         load: statistics.median(each.answers.rate for each in figures)
         for load, figures in found.items()
     }
-    columns = ("visitas/s", "", "p99 (ms)", "CPU por visita (µs)", "memória (MB)")
-    shown = Table("servidor", "conexões", box=None)
-    for column in columns:
+    shown = Table("servidor", box=None, padding=(0, 1, 0, 0))
+    for column in ("conexões", "visitas/s", "", "p99 (ms)", "CPU (µs)", "MB"):
         shown.add_column(column, justify="right")
     for (name, connections), figures in found.items():
         rate = rates[name, connections]
@@ -172,7 +173,7 @@ def table(found: dict[tuple[str, int], list[Figures]], idle: dict[str, float]) -
             name,
             str(connections),
             f"{rate:.0f}",
-            Bar(max(rates.values()), 0, rate, width=24),
+            Bar(max(rates.values()), 0, rate, width=BAR_WIDTH),
             f"{p99:.1f}",
             f"{cpu:.0f}",
             f"{memory:.0f}",
@@ -207,7 +208,7 @@ def main() -> int:
                 db.stop()
                 cache.stop()
     console.print(shown)
-    console.print("CPU e memória são do servidor só, sem Redis, Postgres e wrk.")
+    console.print("CPU por visita e memória: só as do servidor, sem Redis, Postgres e wrk.")
     return 0
 
 

@@ -137,7 +137,7 @@ def end_if_same(pid: int, started: float, command: list[str]) -> None:
         if process.cmdline()[1:] != command[1:]:  # macOS puts another path to Python before them
             return
         send(process, signal.SIGCONT)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # with which all that is noted ends in good order
         if not wait_for_end(process, STOP_SECONDS):
             send(process, signal.SIGKILL)
             wait_for_end(process, STOP_SECONDS)
@@ -150,6 +150,8 @@ class Process:
 
     ``record`` is where it is noted for the case that this one is killed.
     """
+
+    stop_signal = signal.SIGTERM
 
     def __init__(self, command: list[str], record: Record | None = None, **options: Any) -> None:
         self.command, self.record, self.options = command, record, options
@@ -187,7 +189,7 @@ class Process:
         """
         if self.process and self.is_running():
             self.signal(signal.SIGCONT)
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(self.stop_signal)
             if self.wait(STOP_SECONDS) is None:
                 self.kill()
                 return False

@@ -9,6 +9,7 @@ import pwd
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -115,6 +116,8 @@ class Postgres(Server):
     The path of that may have some 80 characters (man 7 unix). Without ``password``, it gets a new
     one. A folder that already holds a database keeps its own.
     """
+
+    stop_signal = signal.SIGINT  # "fast": it does not wait for clients to leave
 
     def __init__(
         self,
