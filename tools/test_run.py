@@ -1,5 +1,6 @@
 """What ``make run`` promises, whatever people do to it: with real processes, in new folders."""
 
+import atexit
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import tempfile
 import time
 import unittest
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,8 @@ class Checkout:
 
     def __init__(self, test: unittest.TestCase) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="contador-test-")).resolve()
-        test.addCleanup(shutil.rmtree, self.base)
-        test.addCleanup(self.kill)
+        test.addCleanup(self.remove)
+        atexit.register(self.remove)  # where the tests are interrupted
         self.folder, self.output = self.base / DEEP, self.base / "output"
         for part in PARTS:
             source, copy = HERE / part, self.folder / part
@@ -133,11 +135,14 @@ class Checkout:
         database = "postgres/data.new/PG_VERSION"
         return [*self.folder.glob(f".dados/{database}"), *self.temporary.glob(f"*/{database}")]
 
-    def kill(self) -> None:
-        """End all that runs in the folder."""
+    def remove(self) -> None:
+        """End all that runs in the folder, and remove it."""
+        atexit.unregister(self.remove)
         for process in self.running():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         eventually(self.has_ended)
+        shutil.rmtree(self.base)
 
 
 class TestRun(unittest.TestCase):
