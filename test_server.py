@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
-from statistics import median
 from urllib.parse import quote
 
 import redis
@@ -37,6 +39,7 @@ from tools.harness import (
     run_server,
     servers,
     service,
+    slow_relay,
     slow_to_find,
     store,
     stored,
@@ -47,6 +50,7 @@ from tools.servers import HERE, Redis, free_port
 def setUpModule() -> None:
     unittest.addModuleCleanup(servers.end)
     servers.start()
+    idle.start()
 
 
 OTHER_SERVERS = {
@@ -62,6 +66,48 @@ OTHER_SERVERS = {
         "make_server('127.0.0.1', port, validator(app), Server).serve_forever()"
     ),
 }
+
+
+def numbers_in(received: bytes) -> list[int]:
+    """Return the numbers that visits got, in the order of the answers."""
+    return [int(found) for found in re.findall(rb"Contador: (\d+)", received)]
+
+
+def readable(connections: list[socket.socket]) -> list[socket.socket]:
+    """Return the connections on which something has come."""
+    return select.select(connections, [], [], 0)[0]
+
+
+def slow(port: int) -> dict[str, str]:
+    """Return the setting for a Redis at ``port``."""
+    return {"REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+
+
+class Idle:
+    """Connections that send nothing more; it is measured, while other tests run, for how long."""
+
+    def start(self) -> None:
+        self.web = Service()
+        unittest.addModuleCleanup(self.web.end_once)
+        self.pool = ThreadPoolExecutor()
+        unittest.addModuleCleanup(self.pool.shutdown)
+        requests = (b"", b"GET / HT", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        self.waits = [self.pool.submit(self.wait, request) for request in requests]
+
+    def wait(self, request: bytes) -> float:
+        started = time.monotonic()
+        with self.web.connect() as connection:
+            connection.settimeout(40)
+            connection.sendall(request)
+            read_all(connection)
+        return time.monotonic() - started
+
+    def seconds(self) -> list[float]:
+        """Return how long each connection was kept."""
+        return [wait.result() for wait in self.waits]
+
+
+idle = Idle()
 
 
 class TestAnswers(unittest.TestCase):
@@ -290,9 +336,35 @@ class TestSettings(unittest.TestCase):
             port = str(taken.getsockname()[1])
             self.refused(r"HOST, PORT: [^\n]+ já está em uso", PORT=port)
 
+    def test_a_host_that_is_none_is_told(self) -> None:
+        for host in ("..", "nada.invalid", "192.0.2.1"):  # the last is nobody's (RFC 5737)
+            self.refused(r"HOST, PORT: não foi possível escutar em [^\n]+", HOST=host)
+
+    def test_who_imports_it_gets_an_exception_that_says_which_setting_is_bad(self) -> None:
+        program = (
+            "from contador.settings import BadSetting\n"
+            "try:\n"
+            "    import server\n"
+            "except BadSetting as error:\n"
+            "    print(error)\n"
+        )
+        for name in ("REDIS_URL", "DATABASE_URL", "PORT"):
+            done = run_python(program, **{name: "segredo"})
+            self.assertRegex(done.stdout, rf"\A{name}: valor inválido; esperado: .+\n\Z")
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            done = run_python("import server", **{name: "segredo"})
+            self.assertIn(f"BadSetting: {name}: valor inválido", done.stderr)
+            self.assertNotIn("segredo", done.stderr)
+
+    def test_python_has_nothing_to_warn_of(self) -> None:
+        with service(program=[sys.executable, "-W", "error", HERE / "server.py"]) as web:
+            self.assertEqual(web.get().status, 200)
+
     def test_an_empty_variable_is_an_absent_one(self) -> None:
         with service(ACCESS_LOG="", POSTGRES_PASSWORD="") as web:
             self.assertEqual(web.get().status, 200)
+            web.end()
+        self.assertIn('"GET / HTTP/1.1" 200', web.lines[-1])
 
     def test_any_password_works_as_it_is(self) -> None:
         url = f"postgresql://postgres@127.0.0.1:{servers.db.port}/postgres"
@@ -317,7 +389,7 @@ class TestSettings(unittest.TestCase):
 
     def test_sslmode_require_does_without_nothing_less(self) -> None:
         with service(DATABASE_URL=servers.db.url + "?sslmode=require") as web:
-            self.assertIn("Postgres: indisponível (", web.get().text)
+            self.assertIn("Postgres: indisponível (o Postgres não aceita TLS)\n", web.get().text)
 
     def test_ipv6(self) -> None:
         with service(HOST="::1") as web:
@@ -441,20 +513,13 @@ class TestFaults(unittest.TestCase):
         load = Load(self.web.port)
         self.addCleanup(load.stop)
         load.more(100)
-        healthy = load.rate()
         servers.db.stop()
-        rate = load.rate()
+        load.more(100, r"Contador: \d+\nPostgres: indisponível")
         servers.db.start()
-        started = time.monotonic()
-        load.more(1, CONNECTED)
-        self.assertLess(time.monotonic() - started, 1)
-        self.assertGreater(
-            rate, min(healthy, load.rate()) / 2
-        )  # of before and after: machines get slower, too
+        load.more(100, CONNECTED)
         answers = load.stop()
         self.assertEqual(({answer.status for answer in answers}, load.lost), ({200}, []))
         self.assertLess(max(answer.seconds for answer in answers), LIMIT)
-        self.assertTrue(all(CONNECTED in answer.text for answer in answers[-50:]))
 
     def test_without_redis_it_says_so_at_once_and_counts_on_afterwards(self) -> None:
         servers.cache.stop()
@@ -466,7 +531,6 @@ class TestFaults(unittest.TestCase):
                 (503, f"Contador: indisponível (conexão recusada)\n{CONNECTED}"),
             )
             self.assertTrue(answer.headers["Retry-After"])
-        self.assertLess(median(answer.seconds for answer in answers), 0.05)
         self.assertEqual(self.web.get("/reset").status, 503)
         self.assertEqual(self.web.get("/reset", "HEAD").status, 503)
         servers.cache.start()
@@ -483,7 +547,6 @@ class TestFaults(unittest.TestCase):
                 load = Load(self.web.port)
                 self.addCleanup(load.stop)
                 load.more(100)
-                healthy = load.rate()
                 for server in frozen:
                     server.signal(signal.SIGSTOP)
                 lines = [
@@ -491,16 +554,13 @@ class TestFaults(unittest.TestCase):
                     for name, server in names
                     if server in frozen
                 ]
-                load.more(1, "".join(lines))  # all that is frozen has been noticed
-                rate = load.rate()
+                load.more(50, "".join(lines))
                 for server in frozen:
                     server.signal(signal.SIGCONT)
                 load.more(50, rf"Contador: \d+\n{CONNECTED}")
-                healthy = min(healthy, load.rate())
                 answers = load.stop()
                 self.assertEqual(load.lost, [])
                 self.assertLess(max(answer.seconds for answer in answers), LIMIT)
-                self.assertGreater(rate, healthy / 2)
                 numbers = [answer.number for answer in answers if answer.status == 200]
                 self.assertEqual(len(set(numbers)), len(numbers))
                 for name, server in names:
@@ -746,14 +806,102 @@ class TestHostile(unittest.TestCase):
             held.append(connection)
         for connection in held[::2]:
             self.assertIn(b"200 OK", connection.recv(1000))
-        self.assertLess(median(self.web.get().seconds for _ in range(50)), 0.1)
+        self.assertEqual(self.web.get().status, 200)
 
     def test_pipelined_requests_are_all_answered_in_order(self) -> None:
         store(None)
-        answer = self.web.raw(VISIT * 20)
-        self.assertEqual(
-            re.findall(rb"Contador: (\d+)", answer), [b"%d" % number for number in range(1, 21)]
+        self.assertEqual(numbers_in(self.web.raw(VISIT * 20)), list(range(1, 21)))
+
+    def test_a_pipelined_request_gets_its_answer_before_the_next_has_one(self) -> None:
+        with slow_relay(servers.cache.port, 0.3) as port, service(**slow(port)) as web:
+            with web.connect() as connection:
+                connection.sendall(VISIT * 3)
+                first = connection.recv(65536)
+            self.assertEqual((first.count(b"HTTP/1.1 200 OK"), first[-1:]), (1, b"\n"))
+
+    def test_a_path_without_a_slash_is_no_path_of_ours(self) -> None:
+        store("7")
+        for path in (b"reset", b"*", b"health"):
+            self.assertEqual(self.status_of(b"GET", path), 404)
+        self.assertEqual(stored(), b"7")
+        for path in (b"//reset", b"http://a/reset", b"http:/reset"):
+            store("7")
+            self.assertEqual((self.status_of(b"GET", path), stored()), (200, b"0"))
+
+    def test_a_body_has_a_limit(self) -> None:
+        body = b"a" * 65535
+        self.assertEqual(self.status_of(b"POST", b"/", b"Content-Length: 65535", body), 405)
+        self.assertEqual(self.status_of(b"POST", b"/", b"Content-Length: 65536"), 413)
+        chunks = b"ffff\r\n" + body + b"\r\n"
+        header = b"Transfer-Encoding: chunked"
+        self.assertEqual(self.status_of(b"POST", b"/", header, chunks + b"0\r\n\r\n"), 405)
+        with suppress(ConnectionError):  # it may close before all is sent
+            self.assertEqual(self.status_of(b"POST", b"/", header, chunks * 160), 413)
+
+    def status_of(
+        self, method: bytes, path: bytes, header: bytes = b"A: b", body: bytes = b""
+    ) -> int:
+        """Return the status of the answer to a request."""
+        head = method + b" " + path + b" HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n\r\n"
+        return int(self.web.raw(head + body).split(b" ")[1])
+
+
+class TestLimits(unittest.TestCase):
+    """What it uses of the computer: open files, time."""
+
+    def test_with_fewer_files_than_it_needs_it_says_so(self) -> None:
+        with self.assertRaisesRegex(AssertionError, r"\Aulimit -n: são 63 arquivos; .* 64\n\Z"):
+            Service(files=63)
+
+    def test_at_its_limit_of_connections_the_others_wait_and_are_served(self) -> None:
+        for files in (64, 100):
+            with self.subTest(files=files):
+                self.check_limit(files)
+
+    def check_limit(self, files: int) -> None:
+        with service(files=files) as web:
+            held = [web.connect() for _ in range(files)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            # Redis and Postgres are asked for the first time now, which takes files too.
+            self.assertIn(b"Postgres: conectado", held[0].recv(65536))
+            eventually(lambda: len(readable(held[1:])) > files - 40)
+            self.assertNotIn(held[-1], readable(held))
+            for connection in held[:-1]:
+                connection.close()
+            self.assertIn(b"Postgres: conectado", held[-1].recv(65536))
+
+    def test_it_takes_as_many_files_as_it_may(self) -> None:
+        with service(files="-S 64") as web:
+            held = [web.connect() for _ in range(300)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            for connection in held:
+                self.assertIn(b"Postgres: conectado", connection.recv(65536))
+
+    def test_it_sleeps_while_nobody_asks(self) -> None:
+        program = (
+            "import threading, time, server\n"
+            "def measure():\n"
+            "    time.sleep(0.5)\n"
+            "    before = time.process_time()\n"
+            "    time.sleep(1)\n"
+            "    print('CPU', time.process_time() - before, flush=True)\n"
+            "threading.Thread(target=measure).start()\n"
+            "server.main()\n"
         )
+        command = [sys.executable, "-c", program]
+        with service(program=command, PYTHONPATH=str(HERE)) as web, web.connect():
+            web.get()
+            eventually(lambda: any(line.startswith("CPU") for line in web.lines))
+            used = next(line.split()[1] for line in web.lines if line.startswith("CPU"))
+        self.assertLess(float(used), 0.1)
+
+    def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
+        for seconds in idle.seconds():
+            self.assertTrue(19 < seconds < 27, seconds)
 
 
 class TestLogAndStop(unittest.TestCase):
@@ -785,7 +933,8 @@ class TestLogAndStop(unittest.TestCase):
             ],
         )
         for match in found:
-            time.strptime(match[1] if match else "", "%d/%b/%Y:%H:%M:%S %z")
+            told = datetime.strptime(match[1] if match else "", "%d/%b/%Y:%H:%M:%S %z")
+            self.assertLess(abs((datetime.now(UTC) - told).total_seconds()), SECONDS)
 
     def test_a_defect_is_told_to_the_log_and_not_to_the_client(self) -> None:
         program = (
@@ -837,9 +986,8 @@ class TestLogAndStop(unittest.TestCase):
                 self.assertEqual([Answer(port).status for _ in range(3)], [200] * 3)
                 program.send_signal(signal.SIGTERM)
                 status = program.wait(5)
-                self.assertIn(
-                    status, (0, 120)
-                )  # 120: Python tells that the last lines are lost (see its sys.exit)
+                # 120: Python tells that the last lines are lost (see its sys.exit).
+                self.assertIn(status, (0, 120))
 
     def test_it_ends_at_once_when_idle(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -873,9 +1021,7 @@ class TestLogAndStop(unittest.TestCase):
             with first, second:
                 time.sleep(0.05)  # until it has surely begun to stop
                 first.sendall(VISIT)
-                time.sleep(
-                    0.2
-                )  # while the first is waited for, and within the time for a last request
+                time.sleep(0.2)  # the first is waited for; within the time for a last request
                 second.sendall(VISIT)
                 received = [read_all(each) for each in (first, second)]
             web.end(0)  # SIGTERM has been sent
@@ -904,6 +1050,25 @@ class TestLogAndStop(unittest.TestCase):
         self.assertEqual([text.count(b"Connection: close\r\n") for text in received], [1] * 22)
         self.assertEqual(stored(), b"26")
 
+    def test_the_stop_has_a_deadline_and_what_was_counted_is_answered(self) -> None:
+        store(None)
+        with slow_relay(servers.cache.port, 0.3) as port, service(**slow(port)) as web:
+            with web.connect() as connection:
+                connection.sendall(VISIT * 100)
+                received = connection.recv(65536)
+                web.process.send_signal(signal.SIGTERM)
+                started = time.monotonic()
+                eventually(lambda: not listens(web.port), 2)  # while it finishes
+                self.assertIsNone(web.process.poll())
+                received += read_all(connection)
+            web.end(0)  # SIGTERM has been sent
+            elapsed = time.monotonic() - started
+        self.assertLess(elapsed, 8)
+        self.assertGreater(elapsed, 5)  # it does not give up early
+        numbers = numbers_in(received)
+        self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
+        self.assertEqual(int(stored() or 0), len(numbers))
+
     def test_under_load_every_accepted_request_gets_a_whole_answer(self) -> None:
         store(None)
         with service() as web:
@@ -914,7 +1079,9 @@ class TestLogAndStop(unittest.TestCase):
             web.end()
             self.assertLess(time.monotonic() - started, 2)
             answers = load.stop()
-        # Reset, if it came between the last that was accepted and the end of the listener.
+        # Reset, once a client, if it came between the last accepted and the end of the listener.
+        resets = [error for error in load.lost if isinstance(error, ConnectionResetError)]
+        self.assertLessEqual(len(resets), 8)
         self.assertLessEqual(
             {type(error) for error in load.lost}, {ConnectionRefusedError, ConnectionResetError}
         )

@@ -30,6 +30,12 @@ MAX_FILES = 4096  # open at once, most of them connections
 MIN_FILES = 64
 SPARE_FILES = 32  # of these, for the program itself and its libraries
 
+REASONS = {
+    errno.EADDRINUSE: "a porta já está em uso",
+    errno.EADDRNOTAVAIL: "o endereço não é deste computador",
+    errno.EACCES: "sem permissão para usar esta porta",
+}
+
 MakeBatch = Callable[[list[tuple[str, str]]], Any]
 
 
@@ -306,8 +312,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def reason_for(error: OSError | UnicodeError) -> str:
     """Return why a program can't listen."""
-    if isinstance(error, UnicodeError):
-        return "o nome não é válido"
-    if error.errno == errno.EADDRINUSE:
-        return "a porta já está em uso"
-    return error.strerror or str(error)
+    if isinstance(error, UnicodeError | socket.gaierror):
+        return "host não encontrado"
+    return REASONS.get(error.errno or 0) or str(error.strerror)

@@ -6,12 +6,13 @@ import re
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -91,13 +92,13 @@ class Service:
     """The program in a process of its own, on a free port.
 
     ``program`` takes the place of ``server.py``; ``environment`` adds to or changes its settings;
-    ``files`` is how many files it may open.
+    ``files`` is how many files it may open, as ``ulimit -n`` takes it.
     """
 
     def __init__(
         self,
-        program: list[str | Path] | None = None,
-        files: int | None = None,
+        program: Sequence[str | Path] | None = None,
+        files: int | str | None = None,
         **environment: str,
     ) -> None:
         variables = {"HOST": "127.0.0.1", "PORT": "0", **servers.urls(), **environment}
@@ -119,6 +120,8 @@ class Service:
         except AssertionError:
             self.process.kill()
             self.process.wait(SECONDS)
+            self.reader.join(SECONDS)
+            self.close_output()
             raise
 
     def read_lines(self) -> None:
@@ -172,10 +175,13 @@ class Service:
             self.process.kill()
             status = self.process.wait(SECONDS)
         self.reader.join(SECONDS)
-        assert self.process.stdout
-        self.process.stdout.close()
+        self.close_output()
         if status != (-number if number == signal.SIGKILL else 0):
             raise AssertionError(f"exit status {status}: {''.join(self.lines)[-2000:]}")
+
+    def close_output(self) -> None:
+        if self.process.stdout:
+            self.process.stdout.close()
 
     def end_once(self) -> None:
         """Stop the program, unless that is done."""
@@ -304,6 +310,34 @@ class Load:
         for thread in self.threads:
             thread.join(SECONDS)
         return self.answers
+
+
+class Relay(socketserver.StreamRequestHandler):
+    """Passes on what a client asks, and each answer after a while."""
+
+    target = 0
+    delay = 0.0
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.target), SECONDS) as server:
+            while data := self.request.recv(65536):
+                server.sendall(data)
+                answer = server.recv(65536)
+                time.sleep(self.delay)
+                self.request.sendall(answer)
+
+
+@contextmanager
+def slow_relay(port: int, seconds: float) -> Iterator[int]:
+    """Yield a port at which the server at ``port`` seems to take so long for each answer."""
+    handler = type("SlowRelay", (Relay,), {"target": port, "delay": seconds})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as relay:
+        relay.daemon_threads = True
+        thread = threading.Thread(target=relay.serve_forever, args=[0.05])
+        thread.start()
+        yield relay.server_address[1]
+        relay.shutdown()
+        thread.join(SECONDS)
 
 
 @contextmanager
