@@ -14,7 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from contador.backends import BadValue, Postgres, Redis, Reply, Unavailable
 from contador.front import Front
-from contador.settings import first_line, port_number, setting, told_in_one_line, yes_or_no
+from contador.settings import contents_of, port_number, setting, told_in_one_line, yes_or_no
 
 KEY = "contador_visitas"
 
@@ -141,7 +141,7 @@ with told_in_one_line(is_program=__name__ == "__main__"):
     # senha123 is the class's, and for nothing else.
     password = (
         os.environ.get("POSTGRES_PASSWORD")
-        or setting("POSTGRES_PASSWORD_FILE", os.devnull, first_line, "um arquivo legível")
+        or setting("POSTGRES_PASSWORD_FILE", os.devnull, contents_of, "um arquivo legível")
         or "senha123"
     )
     cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")

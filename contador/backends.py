@@ -188,8 +188,11 @@ class Backend:
 
     def note_away(self, error: Exception) -> str:
         """Take note that the server is away, log it if it was there, and return why."""
-        self.close()
-        reason = str(error) if isinstance(error, Unavailable) else reason_for(error)
+        if isinstance(error, Unavailable):  # there was no connection; one may just have come
+            reason = str(error)
+        else:
+            self.close()
+            reason = reason_for(error)
         if not self.reason:
             logging.info("%s: indisponível (%s)", self.name, reason)
         self.reason = reason

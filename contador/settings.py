@@ -40,7 +40,7 @@ def yes_or_no(text: str) -> bool:
     return text == "1"
 
 
-def first_line(path: str) -> str:
+def contents_of(path: str) -> str:
     """Return what a file holds, without the end of line; raise OSError or ValueError."""
     return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
 
