@@ -1,7 +1,10 @@
-"""A visit counter: Redis counts, Postgres proves that it is there, waitress serves.
+"""A visit counter: Redis counts, Postgres only shows that it is there, waitress serves.
 
 One idea makes it fast: visits that came in together are counted together, with one command.
+How it keeps in touch with the two is in ``contador/backends.py``; waitress, in ``front.py``.
 """
+
+from __future__ import annotations
 
 import logging
 import os
@@ -12,43 +15,43 @@ from functools import partial
 from http.client import responses
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from contador.backends import BadValue, Postgres, Redis, Reply, Unavailable
+from contador.backends import BadValue, Command, Postgres, Redis, Reply, Unavailable
 from contador.front import Front
-from contador.settings import contents_of, port_number, setting, told_in_one_line, yes_or_no
+from contador.settings import password, port_number, setting, told_in_one_line, yes_or_no
 
 KEY = "contador_visitas"
 
 
 # --- What it answers ------------------------------------------------------------------------------
-def visit(batch: "Batch", head: bool) -> tuple[int, str]:
+def visit(batch: Batch, head: bool) -> tuple[int, str]:
     """Answer ``/``: the number of this visit, and whether Postgres is there.
 
     HEAD tells the number that a visit would get, and takes none.
     """
-    postgres = state("Postgres", batch.postgres.reason)
+    postgres = state_line("Postgres", batch.postgres.reason)
     try:
-        number = batch.next_number() if head else batch.take_number()
+        number = batch.peek_number() if head else batch.take_number()
     except Unavailable as error:
-        return 503, state("Contador", str(error)) + postgres
+        return 503, state_line("Contador", str(error)) + postgres
     return 200, f"Contador: {number}\n" + postgres
 
 
-def reset(batch: "Batch", head: bool) -> tuple[int, str]:
+def reset(batch: Batch, head: bool) -> tuple[int, str]:
     """Answer ``/reset``: the counter is 0 again, whatever the key held. HEAD changes nothing."""
-    reply = batch.redis["PING" if head else "SET"]
-    reply.get()
+    command = "PING" if head else "SET"
+    batch.replies[command].result()  # raises, if Redis did not do it
     return 200, "Contador: 0\n"
 
 
-def health(batch: "Batch", head: bool) -> tuple[int, str]:
+def health(batch: Batch, head: bool) -> tuple[int, str]:
     """Answer ``/health``: whether both servers are there. It counts nothing."""
-    redis_reason = batch.redis["PING"].reason
+    redis_reason = batch.replies["PING"].reason
     postgres_reason = batch.postgres.reason
     status = 503 if redis_reason or postgres_reason else 200
-    return status, state("Redis", redis_reason) + state("Postgres", postgres_reason)
+    return status, state_line("Redis", redis_reason) + state_line("Postgres", postgres_reason)
 
 
-def state(name: str, reason: str) -> str:
+def state_line(name: str, reason: str) -> str:
     """Return the line that says why something can't be had or, without a reason, that it can."""
     if reason:
         return f"{name}: indisponível ({reason})\n"
@@ -62,13 +65,14 @@ HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
 ]
 MORE_HEADERS = {503: [("Retry-After", "1")], 405: [("Allow", "GET, HEAD")]}
-one_at_a_time = threading.Lock()  # for servers that answer in threads
+one_at_a_time = threading.Lock()  # other servers may answer in threads; ours has only one
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
     """Answer one request (PEP 3333), under any WSGI server.
 
-    Ours hands over the batch that the request belongs to; under others it is a batch of its own.
+    Front hands over the batch that the request belongs to. Other servers know of no such thing:
+    then the request is a batch of its own.
     """
     method = environ["REQUEST_METHOD"]
     path = environ.get("PATH_INFO") or "/"
@@ -81,7 +85,7 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
     return [b"" if method == "HEAD" else body]
 
 
-def answer(method: str, path: str, batch: "Batch") -> tuple[int, str]:
+def answer(method: str, path: str, batch: Batch) -> tuple[int, str]:
     """Return the status and the text for a request."""
     if path not in ROUTES:
         return 404, "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n"
@@ -90,7 +94,7 @@ def answer(method: str, path: str, batch: "Batch") -> tuple[int, str]:
     try:
         return ROUTES[path](batch, method == "HEAD")
     except Unavailable as error:
-        return 503, state("Contador", str(error))
+        return 503, state_line("Contador", str(error))
     except BadValue:
         text = "Contador: o valor guardado não é um número ou chegou ao limite; acesse /reset\n"
         return 500, text
@@ -100,65 +104,61 @@ def answer(method: str, path: str, batch: "Batch") -> tuple[int, str]:
 class Batch:
     """Requests that came in together, each a method and a path: each server is asked once for all.
 
-    ``redis`` holds the replies by command, ``postgres`` the one to an empty query.
+    ``replies`` holds what Redis answered, by command; ``postgres``, the reply to an empty query.
     """
 
     def __init__(self, requests: list[tuple[str, str]]) -> None:
         self.visits = requests.count(("GET", "/"))
         self.taken = 0  # numbers given to visits
         wanted = set(requests)
-        commands: list[tuple[str | int, ...]] = []
-        if wanted & {("GET", "/"), ("HEAD", "/")}:
+        commands: list[Command] = []
+        if wanted & {("GET", "/"), ("HEAD", "/")}:  # one of these, or both
+            # By 0 where there are only HEADs: that counts nothing, and Redis judges the value.
             commands.append(("INCRBY", KEY, self.visits))
         if ("GET", "/reset") in wanted:
             commands.append(("SET", KEY, 0))
         if wanted & {("HEAD", "/reset"), ("GET", "/health"), ("HEAD", "/health")}:
             commands.append(("PING",))
-        cache.send(commands)  # both servers work at the same time
+        cache.send(commands)  # Redis works on them while Postgres is asked
         self.postgres = Reply(reason="não consultado")
-        if {"/", "/health"} & {path for _, path in wanted}:
+        if wanted & {("GET", "/"), ("HEAD", "/"), ("GET", "/health"), ("HEAD", "/health")}:
             self.postgres = database.ping()
         names = [command[0] for command in commands]
-        self.redis = dict(zip(names, cache.receive(), strict=True))
+        self.replies = dict(zip(names, cache.receive(), strict=True))
 
     def take_number(self) -> int:
         """Return a number that no other visit gets; raise Unavailable or BadValue."""
+        last: int = self.replies["INCRBY"].result()
         self.taken += 1
-        last: int = self.redis["INCRBY"].get()
-        return last - self.visits + self.taken
+        return last - self.visits + self.taken  # of 3 visits, where the last is 12: 10, 11, 12
 
-    def next_number(self) -> int:
+    def peek_number(self) -> int:
         """Return the number that a visit would get now; raise Unavailable or BadValue."""
-        last: int = self.redis["INCRBY"].get()
+        last: int = self.replies["INCRBY"].result()
         if last == 2**63 - 1:  # Redis counts with 64 bits, one of them for the sign (manual, INCR)
             raise BadValue
         return last + 1
 
 
 # --- Settings, from the environment, read once ----------------------------------------------------
+# If this is the program that was started, a bad one ends it, with one line and status 2.
 with told_in_one_line(is_program=__name__ == "__main__"):
-    # For a DATABASE_URL without a password. A file is how Docker hands a secret over;
-    # senha123 is the class's, and for nothing else.
-    password = (
-        os.environ.get("POSTGRES_PASSWORD")
-        or setting("POSTGRES_PASSWORD_FILE", os.devnull, contents_of, "um arquivo legível")
-        or "senha123"
-    )
     cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
     database = setting(
         "DATABASE_URL",
         "postgresql://postgres@db",
-        partial(Postgres, password=password),
+        # For a URL without a password. This one is the class's, and for nothing else.
+        partial(Postgres, password=password(default="senha123")),
         "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO",
     )
-    HOST = setting("HOST", "0.0.0.0", str, "um endereço")
+    HOST = os.environ.get("HOST") or "0.0.0.0"
     PORT = setting("PORT", "5000", port_number, "um número de 0 a 65535")  # 0: any free one
     ACCESS_LOG = setting("ACCESS_LOG", "1", yes_or_no, "0 ou 1")  # 0: no line per request
 
 
 # --- How it starts --------------------------------------------------------------------------------
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; the exit status is 0, or 2 where a setting can't be used."""
+    """Serve until SIGTERM or SIGINT; the exit status is 0, or 2 where it can't begin."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     with told_in_one_line(is_program=True):
         front = Front(HOST, PORT, app, Batch, ACCESS_LOG)

@@ -1,6 +1,7 @@
 """One kept connection to Redis and one to Postgres, with a limit to every wait.
 
-Students may stop at the names: ``cache.run("INCR", key)``, ``database.run(sql)``, ``Unavailable``.
+A batch sends, pings and receives. One question alone, as in the exercises, is
+``cache.run("INCR", key)`` or ``database.run(sql)``.
 """
 
 import errno
@@ -66,6 +67,9 @@ NOT_COUNTABLE = (
 )
 
 
+Command = tuple[str | int, ...]  # to Redis
+
+
 class Unavailable(Exception):
     """A server could not be asked, or could not do what it was asked; the text says why."""
 
@@ -81,7 +85,7 @@ class Reply(NamedTuple):
     reason: str = ""  # empty where there is a value
     bad_value: bool = False  # the key is at fault, not the server
 
-    def get(self) -> Any:
+    def result(self) -> Any:
         """Return the value; raise Unavailable or BadValue where there is none."""
         if self.bad_value:
             raise BadValue(self.reason)
@@ -242,9 +246,9 @@ class Redis(Backend):
         It is never sent twice: without an answer it may have been carried out all the same.
         """
         self.send([command])
-        return self.receive()[0].get()
+        return self.receive()[0].result()
 
-    def send(self, commands: Sequence[tuple[str | int, ...]]) -> None:
+    def send(self, commands: Sequence[Command]) -> None:
         """Send commands as one packet; what goes wrong is told by ``receive``."""
         self.expected = len(commands)
         self.error = None
@@ -330,7 +334,7 @@ class Postgres(Backend):
 
     def run(self, sql: str) -> Any:
         """Run SQL once; return the rows, or None where it gives none. Raise Unavailable."""
-        return self.ask(sql).get()
+        return self.ask(sql).result()
 
     def ping(self) -> Reply:
         """Send an empty query, the cheapest round trip (manual, 54.2.2).

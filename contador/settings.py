@@ -41,8 +41,24 @@ def yes_or_no(text: str) -> bool:
 
 
 def contents_of(path: str) -> str:
-    """Return what a file holds, without the end of line; raise OSError or ValueError."""
-    return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    """Return what a file holds, without the end of line; raise OSError or, if empty, ValueError."""
+    text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    if not text:
+        raise ValueError(path)
+    return text
+
+
+def password(default: str) -> str:
+    """Return POSTGRES_PASSWORD as it is or, without it, what POSTGRES_PASSWORD_FILE names holds.
+
+    A file is how Docker hands a secret over. Raise BadSetting where it can't be read, or is empty.
+    """
+    given = os.environ.get("POSTGRES_PASSWORD")
+    if given:
+        return given
+    if os.environ.get("POSTGRES_PASSWORD_FILE"):
+        return setting("POSTGRES_PASSWORD_FILE", "", contents_of, "um arquivo com a senha")
+    return default
 
 
 @contextmanager
