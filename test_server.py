@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import unittest
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contador import backends
+from contador.settings import contents_of, port_number, yes_or_no
 from tools.harness import (
     CONNECTED,
     LIMIT,
@@ -65,6 +68,35 @@ OTHER_SERVERS = {
         "class Server(ThreadingMixIn, WSGIServer): request_queue_size = 100\n"
         "make_server('127.0.0.1', port, validator(app), Server).serve_forever()"
     ),
+}
+
+
+BAD_VALUES: dict[str, tuple[Callable[[str], object], list[str]]] = {
+    "REDIS_URL": (
+        backends.Redis,
+        [
+            "redis://:segredo@cache:port/0",
+            "redis://cache/0?segredo=1",
+            "http://cache",
+            "cache:6379",
+        ],
+    ),
+    "DATABASE_URL": (
+        partial(backends.Postgres, password="segredo"),
+        [
+            "postgresql://u:segredo@db:x/y",
+            "postgresql://u:p@segredo#x/w@db/y",
+            "postgresql://db/x?sslmode=segredo",
+            "postgresql://db/x?segredo=1",
+            "postgresql://db/x?sslmode=verify-full&sslrootcert=/nada",
+            "postgresql://db/x?sslrootcert=/nada",
+            "mysql://db/x",
+            "db",
+        ],
+    ),
+    "PORT": (port_number, ["x", "-1", "65536", "5e3"]),
+    "ACCESS_LOG": (yes_or_no, ["sim", "2"]),
+    "POSTGRES_PASSWORD_FILE": (contents_of, ["/nada/segredo", os.devnull]),
 }
 
 
@@ -309,27 +341,13 @@ class TestSettings(unittest.TestCase):
         self.assertNotIn("segredo", done.stderr + done.stdout)
 
     def test_a_bad_value_is_one_line_and_status_2(self) -> None:
-        for name, values in {
-            "REDIS_URL": [
-                "http://cache",
-                "cache:6379",
-                "redis://:segredo@cache:port/0",
-                "redis://cache/0?segredo=1",
-            ],
-            "DATABASE_URL": [
-                "mysql://db/x",
-                "db",
-                "postgresql://u:segredo@db:x/y",
-                "postgresql://u:p@segredo#x/w@db/y",
-                "postgresql://db/x?sslmode=segredo",
-                "postgresql://db/x?segredo=1",
-            ],
-            "PORT": ["x", "-1", "65536", "5e3"],
-            "ACCESS_LOG": ["sim", "2"],
-        }.items():
-            for value in values:
-                with self.subTest(name=name, value=value):
-                    self.refused(rf"{name}: valor inválido; esperado: [^\n]+", **{name: value})
+        for name, (parse, values) in BAD_VALUES.items():
+            pattern = rf"{name}: valor inválido; esperado: [^\n]+"
+            self.refused(pattern, **{name: values[0]})
+            for value in values[1:]:
+                errors = (ValueError, TypeError, OSError)
+                with self.subTest(name=name, value=value), self.assertRaises(errors):
+                    parse(value)
 
     def test_a_port_in_use_is_told(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -348,13 +366,12 @@ class TestSettings(unittest.TestCase):
             "except BadSetting as error:\n"
             "    print(error)\n"
         )
-        for name in ("REDIS_URL", "DATABASE_URL", "PORT"):
-            done = run_python(program, **{name: "segredo"})
-            self.assertRegex(done.stdout, rf"\A{name}: valor inválido; esperado: .+\n\Z")
-            self.assertEqual((done.returncode, done.stderr), (0, ""))
-            done = run_python("import server", **{name: "segredo"})
-            self.assertIn(f"BadSetting: {name}: valor inválido", done.stderr)
-            self.assertNotIn("segredo", done.stderr)
+        done = run_python(program, DATABASE_URL="segredo")
+        self.assertRegex(done.stdout, r"\ADATABASE_URL: valor inválido; esperado: .+\n\Z")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        done = run_python("import server", PORT="segredo")
+        self.assertIn("BadSetting: PORT: valor inválido", done.stderr)
+        self.assertNotIn("segredo", done.stderr)
 
     def test_python_has_nothing_to_warn_of(self) -> None:
         with service(program=[sys.executable, "-W", "error", HERE / "server.py"]) as web:
@@ -813,7 +830,7 @@ class TestHostile(unittest.TestCase):
         self.assertEqual(numbers_in(self.web.raw(VISIT * 20)), list(range(1, 21)))
 
     def test_a_pipelined_request_gets_its_answer_before_the_next_has_one(self) -> None:
-        with slow_relay(servers.cache.port, 0.3) as port, service(**slow(port)) as web:
+        with slow_relay(servers.cache.port, 0.2) as port, service(**slow(port)) as web:
             with web.connect() as connection:
                 connection.sendall(VISIT * 3)
                 first = connection.recv(65536)
@@ -910,7 +927,7 @@ class TestLogAndStop(unittest.TestCase):
     def test_a_line_per_request(self) -> None:
         with service() as web:
             web.get()
-            web.get("/nada")
+            size = str(len(web.get("/nada").text.encode()))
             web.get("/health")
             web.get(method="HEAD")
             web.raw(b'GET /"\\ HTTP/1.1\r\nHost: a\r\n\r\n')
@@ -923,13 +940,13 @@ class TestLogAndStop(unittest.TestCase):
         ]
         self.assertTrue(all(found), web.lines)
         self.assertEqual(
-            [match.group(2, 3) for match in found if match],
+            [match.group(2, 3, 4) for match in found if match],
             [
-                ("GET / HTTP/1.1", "200"),
-                ("GET /nada HTTP/1.1", "404"),
-                ("HEAD / HTTP/1.1", "200"),
-                ('GET /\\"\\\\ HTTP/1.1', "404"),
-                (r"GET /\x1b[2J HTTP/1.1", "404"),
+                ("GET / HTTP/1.1", "200", "32"),
+                ("GET /nada HTTP/1.1", "404", size),
+                ("HEAD / HTTP/1.1", "200", "-"),
+                ('GET /\\"\\\\ HTTP/1.1', "404", size),
+                (r"GET /\x1b[2J HTTP/1.1", "404", size),
             ],
         )
         for match in found:
@@ -1052,7 +1069,7 @@ class TestLogAndStop(unittest.TestCase):
 
     def test_the_stop_has_a_deadline_and_what_was_counted_is_answered(self) -> None:
         store(None)
-        with slow_relay(servers.cache.port, 0.3) as port, service(**slow(port)) as web:
+        with slow_relay(servers.cache.port, 0.2) as port, service(**slow(port)) as web:
             with web.connect() as connection:
                 connection.sendall(VISIT * 100)
                 received = connection.recv(65536)

@@ -20,8 +20,8 @@ from redis.connection import parse_url
 
 # Seconds to connect, and for the answers to what was sent together. What asks both servers can meet
 # four such waits, and a connection that breaks at once: it stays below 1.5 s.
-TIMEOUT = 0.33
-AT_ONCE = 0.1  # seconds: what breaks sooner was broken before, and nobody has waited yet
+TIMEOUT = 0.35
+AT_ONCE = 0.05  # seconds: what breaks sooner was broken before, and nobody has waited yet
 RETRY_TIMEOUT = 0.1  # seconds to connect to a server that is known to be away
 RETRY_PAUSE = 5  # after an attempt in vain, none for this many times its wait: visits go first
 
