@@ -398,11 +398,12 @@ class TestSettings(unittest.TestCase):
         other.start()
         self.addCleanup(other.kill)
         password = quote(PASSWORD, safe="")
-        place = f"host={servers.db.folder}&port={servers.db.port}"
+        sockets = servers.db.socket_folder
+        place = f"host={sockets}&port={servers.db.port}"
         url = f"postgresql://postgres:{password}@/postgres?{place}"
         with service(REDIS_URL=f"unix://{path}", DATABASE_URL=url) as web:
             self.assertEqual(web.get().text, f"Contador: 1\n{CONNECTED}")
-            self.assertIn(f"(Redis: {path}, Postgres: {servers.db.folder})", web.lines[0])
+            self.assertIn(f"(Redis: {path}, Postgres: {sockets})", web.lines[0])
 
     def test_sslmode_require_does_without_nothing_less(self) -> None:
         with service(DATABASE_URL=servers.db.url + "?sslmode=require") as web:

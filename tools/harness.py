@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from tools.servers import HERE, Postgres, Redis
+from tools.servers import HERE, Postgres, Redis, end_on_signals
 
 KEY = "contador_visitas"
 PASSWORD = "p@ss:/w%rd#ç\"'\\"
@@ -38,10 +38,14 @@ class Servers:
     db: Postgres
 
     def start(self) -> None:
+        """Start both; a signal that ends the tests ends them too."""
+        end_on_signals()
         self.folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.folder.chmod(0o711)
         self.cache = Redis(self.folder / "redis")
-        self.db = Postgres(self.folder / "postgres", PASSWORD)
+        sockets = self.folder / "s"  # a short name: the path of a Unix socket has a limit
+        sockets.mkdir()
+        self.db = Postgres(self.folder / "postgres", PASSWORD, socket_folder=sockets)
         for server in (self.cache, self.db):
             server.start()
 
