@@ -24,7 +24,7 @@ run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000
 
 ##@ Aula
 
-demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2: a segunda)
+demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2, LESSON=3: as outras)
 	@$(PYTHON) tools/documents.py demo $(LESSON)
 
 ##@ Desenvolver
@@ -45,6 +45,9 @@ lint: $(READY)  ## Verifica o estilo e os tipos
 
 bench: $(READY)  ## Mede o serviço em comparação com a versão da descrição e com o waitress puro
 	@$(VENV)/python -m tools.bench
+
+picture: $(READY)  ## Refaz a figura do README: executa o primeiro bloco no Docker e desenha o terminal
+	@$(VENV)/python -m tools.picture
 
 lock: $(READY)  ## Atualiza as versões fixadas, depois de uma mudança em pyproject.toml
 	$(COMPILE) -o requirements.txt pyproject.toml
@@ -68,4 +71,4 @@ $(READY): $(RUN_READY) tools/requirements-dev.txt
 	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r tools/requirements-dev.txt
 	@touch $@
 
-.PHONY: help up logs down run demo test test-docker test-swarm lint bench lock clean
+.PHONY: help up logs down run demo test test-docker test-swarm lint bench picture lock clean

@@ -12,7 +12,7 @@ from functools import partial
 
 from tools import running
 from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
-from tools.running import PROJECT, Console, CannotRunError
+from tools.running import PROJECT, CannotRunError, Console
 
 LESSONS = HERE / "aula/README.md"
 FIXED_PORT = "aula/minimo.yml"  # the only file whose port can't be set from outside

@@ -214,7 +214,7 @@ class Console:
         return 0, ""
 
     def run(self, step: Step) -> tuple[int, str]:
-        """Run a command; return its exit status and what it prints, or 0 and "" in the background."""
+        """Return a command's exit status and what it prints; in the background, 0 and nothing."""
         group = Group()
         self.groups.append(group)
         # To a file: what a command leaves running would keep a pipe open.
@@ -432,7 +432,7 @@ def reserved(kind: str) -> Iterator[None]:
 
 
 def refuse_swarm(docker: str, kind: str) -> None:
-    """Raise CannotRunError where a Docker does not answer, or has a Swarm, which would be removed."""
+    """Raise CannotRunError where a Docker is silent, or has a Swarm, which would be removed."""
     state = answer(f"{docker} info --format '{{{{.Swarm.LocalNodeState}}}}'")
     if kind != "swarm":
         return
