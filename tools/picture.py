@@ -11,9 +11,9 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from tools import running
+from tools import console
 from tools.reading import DOCUMENTS, HERE, Block, Document, DocumentError
-from tools.running import CannotRunError
+from tools.console import CannotRunError
 
 COLUMNS = 78
 LONGEST, LAST = 8, 3  # lines of one command's output: what is drawn in full, and else what is left
@@ -46,10 +46,10 @@ def perform(document: Document, block: Block) -> list[tuple[str, str]]:
     Raises CannotRunError where a command prints something else than the document says.
     """
     commands = []
-    with running.console("docker", running.free_port()) as shown:
-        for step in running.todo(document, "docker"):
+    with console.console("docker", console.free_port()) as shown:
+        for step in console.todo(document, "docker"):
             status, printed = shown.do(step)
-            wrong = running.difference(step, status, printed)
+            wrong = console.difference(step, status, printed)
             if wrong:
                 raise CannotRunError(wrong)
             if step in block.steps:
@@ -62,7 +62,7 @@ def perform(document: Document, block: Block) -> list[tuple[str, str]]:
 def draw_all() -> None:
     """Draw the pictures of all documents."""
     documents = [Document(path) for path in DOCUMENTS]
-    with running.reserved("docker"):
+    with console.reserved("docker"):
         for document in documents:
             for block in document.blocks:
                 if block.action == "picture":
@@ -73,7 +73,7 @@ def draw_all() -> None:
 
 def main() -> int:
     """Draw the pictures; return the exit status."""
-    running.end_on_signals()
+    console.end_on_signals()
     try:
         draw_all()
     except (DocumentError, CannotRunError) as reason:
