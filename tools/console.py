@@ -272,7 +272,7 @@ class Console:
 
 
 @contextmanager
-def console(kind: str, port: str) -> Iterator[Console]:
+def opened(kind: str, port: str) -> Iterator[Console]:
     """Yield a console in a copy of the project; leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
         os.chmod(temporary, 0o711)
@@ -495,7 +495,7 @@ def check_document(document: Document, kind: str) -> str:
     if not steps:
         return ""
     port = SHOWN_PORT if document.port_as_written else free_port()
-    with console(kind, port) as shown:
+    with opened(kind, port) as shown:
         others = nameless(kind)
         for step in steps:
             wrong = difference(step, *shown.do(step))

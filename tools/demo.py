@@ -142,7 +142,7 @@ def show(lesson: str) -> int:
         console.refuse_taken(where)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with console.console("docker", where) as shown:
+            with console.opened("docker", where) as shown:
                 present(Demo(shown), items)
         except (KeyboardInterrupt, EOFError):
             pass

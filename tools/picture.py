@@ -46,7 +46,7 @@ def perform(document: Document, block: Block) -> list[tuple[str, str]]:
     Raises CannotRunError where a command prints something else than the document says.
     """
     commands = []
-    with console.console("docker", console.free_port()) as shown:
+    with console.opened("docker", console.free_port()) as shown:
         for step in console.todo(document, "docker"):
             status, printed = shown.do(step)
             wrong = console.difference(step, status, printed)
