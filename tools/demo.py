@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from tools import console
-from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
 from tools.console import PROJECT, CannotRunError, Console
+from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
 
 LESSONS = HERE / "aula/README.md"
 FIXED_PORT = "aula/minimo.yml"  # the only file whose port can't be set from outside

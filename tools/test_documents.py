@@ -307,6 +307,7 @@ class Project:
             "STATE": "inactive",
             "HERE": str(folder),
             "THERE": "",
+            "MAQUINA1": "",
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -496,7 +497,8 @@ class TestDocker(ProjectCase):
     slow = ("<!-- run docker: touch $HERE/started; until test -e $HERE/go; do sleep 0.1; done -->",)
 
     def test_a_second_run_is_refused(self) -> None:
-        project = self.project(*self.slow, "```console", "$ echo a", "a", "```")
+        swarm = ["```console swarm", "$ true", "```"]
+        project = self.project(*self.slow, "```console", "$ echo a", "a", "```", *swarm)
         first, here = project.start("test", "docker"), project.folder.parent
         wait_until((here / "started").exists)
         before = project.asked.read_text()
@@ -516,7 +518,8 @@ class TestDocker(ProjectCase):
         return project
 
     def test_each_cause_has_a_message_of_its_own(self) -> None:
-        project = self.with_lesson(self.project("```console", "$ true", "```"))
+        swarm = ["```console swarm", "$ true", "```"]
+        project = self.with_lesson(self.project("```console", "$ true", "```", *swarm))
         for arguments, environment, message in (
             (["test", "docker"], {"STATE": ""}, "docker não responde"),
             (["demo", "1"], {"STATE": ""}, "docker não responde"),
