@@ -598,7 +598,8 @@ class TestPlain(unittest.TestCase):
             ),
             ("<details><summary>Resposta</summary>", "Resposta"),
             ("### Título `a`", "Título a\n────────"),
-            ("| a | b |\n|---|---|\n| `c` | d |", "| a | b |\n| c | d |"),
+            ("| a | b |\n|---|---|\n| `c` | d |\n", "a  b\nc  d"),
+            ("| a | |\n|-|-|\n| long | `x \\| y` |\n\nz", "a\nlong  x | y\n\nz"),
             ("2 < 3 > 1; 2*3*4", "2 < 3 > 1; 2*3*4"),
         ):
             self.assertEqual(plain(text), shown)
