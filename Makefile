@@ -28,7 +28,7 @@ run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000
 
 ##@ Aula
 
-demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2: a segunda)
+demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2, LESSON=3: as outras)
 	@$(PYTHON) tools/documents.py demo $(LESSON)
 
 ##@ Desenvolver
@@ -58,6 +58,9 @@ lint: $(READY)  ## Verifica o estilo, os tipos, as versões fixadas e a CI
 bench: $(READY)  ## Mede o serviço em comparação com a versão da descrição e com o waitress puro
 	@$(VENV)/python -m tools.bench
 
+picture: $(READY)  ## Refaz a figura do README: executa o primeiro bloco no Docker e desenha o terminal
+	@$(VENV)/python -m tools.picture
+
 lock: $(READY)  ## Fixa as versões mais novas que pyproject.toml aceita
 	$(COMPILE) -o requirements.txt pyproject.toml
 	$(COMPILE) -c requirements.txt --group run -o tools/requirements-run.txt
@@ -81,4 +84,4 @@ $(READY): $(RUN_READY) tools/requirements-dev.txt
 	$(INSTALL) -r tools/requirements-dev.txt
 	@touch $@
 
-.PHONY: help up logs down run demo test coverage test-docker test-swarm lint bench lock clean
+.PHONY: help up logs down run demo test coverage test-docker test-swarm lint bench picture lock clean
