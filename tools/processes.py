@@ -154,10 +154,11 @@ class Process:
         self.process: subprocess.Popen[bytes] | None = None
         atexit.register(self.kill)
 
-    def launch(self) -> None:
+    def launch(self, **streams: Any) -> None:
         """Start it, in a session of its own: Ctrl-C is for this program, which ends it in time."""
+        options = {**self.options, **streams, "start_new_session": True}
         with signals_held():  # or it could be running, and nobody know of it
-            self.process = subprocess.Popen(self.command, start_new_session=True, **self.options)
+            self.process = subprocess.Popen(self.command, **options)
             if self.record:
                 self.record.add(self.process.pid, self.command)
 

@@ -83,8 +83,7 @@ class Server(Process):
         """
         self.prepare()
         with self.log.open("wb") as log:
-            self.options |= {"stdout": log, "stderr": log}
-            self.launch()
+            self.launch(stdout=log, stderr=log)
         end = time.monotonic() + START_SECONDS
         # Its own word for it: on the port that was free a moment ago, somebody else may answer.
         while not (READY.search(self.log.read_bytes()) and self.is_running()):
@@ -173,11 +172,10 @@ class Postgres(Server):
         program = str(self.programs / "initdb")
         command = [program, "-D", str(data), "-U", "postgres", f"--pwfile={self.secret}", "-N"]
         command += ["-A", "scram-sha-256", "--no-locale", "-E", "UTF8"]
+        initdb = Process(command, self.record, **self.options)
         with self.log.open("wb") as log:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            initdb = Process(command, self.record, **self.options | streams)
             try:
-                initdb.launch()
+                initdb.launch(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
                 status = initdb.wait(START_SECONDS)
             finally:
                 initdb.kill()

@@ -348,6 +348,15 @@ class TestServers(unittest.TestCase):
                 server.start()
             self.assertFalse(server.is_running())
 
+    def test_they_start_again_after_a_stop_and_after_a_crash(self) -> None:
+        for server in (Redis(self.folder / "redis"), Postgres(self.folder / "postgres", "senha")):
+            for end in (server.stop, server.kill, server.stop):
+                server.start()
+                self.assertIn(str(server.port), server.url)
+                with socket.create_connection(("127.0.0.1", server.port), 5):
+                    end()
+                self.assertFalse(server.is_running())
+
     def test_they_end_with_the_tests_that_started_them(self) -> None:
         program = (
             "import time, unittest\n"
