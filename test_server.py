@@ -521,6 +521,7 @@ class TestFaults(unittest.TestCase):
         )
         self.assertEqual(self.web.get("/health").status, 503)
         servers.db.start()
+        eventually(lambda: self.web.get("/health").status == 200)
         self.assertEqual(self.web.get().text, f"Contador: 4\n{CONNECTED}")
         self.web.end()
         news = [line for line in self.web.lines if line.startswith("Postgres")]
@@ -553,6 +554,7 @@ class TestFaults(unittest.TestCase):
         self.assertEqual(self.web.get("/reset").status, 503)
         self.assertEqual(self.web.get("/reset", "HEAD").status, 503)
         servers.cache.start()
+        eventually(lambda: self.web.get("/health").status == 200)
         self.assertEqual(self.web.get().text, f"Contador: 2\n{CONNECTED}")
         self.web.end()
         self.assertEqual(sum(line.startswith("Redis") for line in self.web.lines), 2)
@@ -927,6 +929,7 @@ class TestLogAndStop(unittest.TestCase):
     """What it prints, and how it ends."""
 
     def test_a_line_per_request(self) -> None:
+        store(None)
         with service() as web:
             web.get()
             size = str(len(web.get("/nada").text.encode()))
