@@ -1,4 +1,4 @@
-"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas: python - SEGUNDOS < swarm/carga.py"""
+"""Visita todas as réplicas de web e confere as respostas: python - SEGUNDOS < swarm/carga.py"""
 
 import http.client
 import itertools
@@ -13,7 +13,8 @@ lost: list[str] = []
 
 
 def replicas() -> list[str]:
-    return sorted({str(found[4][0]) for found in socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)})
+    found = socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)
+    return sorted({str(each[4][0]) for each in found})
 
 
 def ready(address: str) -> bool:
@@ -28,7 +29,8 @@ def ready(address: str) -> bool:
 def visits() -> None:
     while time.monotonic() < end:
         addresses = replicas()
-        connection = http.client.HTTPConnection(addresses[next(turns) % len(addresses)], 5000, timeout=3)
+        address = addresses[next(turns) % len(addresses)]
+        connection = http.client.HTTPConnection(address, 5000, timeout=3)
         try:
             connection.connect()
         except OSError:
@@ -49,6 +51,5 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-print(
-    f"{len(numbers)} respostas, {len(numbers) - len(set(numbers))} números repetidos, {len(lost)} perdidas", *lost[:3]
-)
+repeated = len(numbers) - len(set(numbers))
+print(f"{len(numbers)} respostas, {repeated} números repetidos, {len(lost)} perdidas", *lost[:3])

@@ -160,9 +160,10 @@ class Postgres(Server):
 
     def is_reachable(self) -> bool:
         """Tell whether the program can be executed by the user that it is for."""
-        command, output = [self.command[0], "--version"], subprocess.DEVNULL
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [self.command[0], "--version"]
         try:
-            done = subprocess.run(command, stdout=output, stderr=output, timeout=10, **self.options)
+            done = subprocess.run(command, timeout=10, **self.options | quiet)
         except PermissionError:
             return False
         return done.returncode == 0
