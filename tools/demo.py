@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from tools import console
-from tools.console import PROJECT, CannotRunError, Console
+from tools.console import Console
+from tools.engine import PROJECT, CannotRunError, reserved
 from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
 
 LESSONS = HERE / "aula/README.md"
@@ -148,7 +149,7 @@ def for_the_command(number: signal.Signals) -> Iterator[None]:
 def show(lesson: str) -> int:
     """Show a lesson until its end, Ctrl-C or the end of the input; return the exit status."""
     items, where = lesson_items(Document(LESSONS), lesson), port()
-    with console.reserved("docker"):
+    with reserved("docker"):
         console.refuse_taken(where)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:

@@ -19,15 +19,15 @@ def main(mode: str = "", what: str = "") -> int:
     if sys.version_info < OLDEST:
         print("É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ...")
         return 2
-    from tools import console, demo, reading  # which an older Python can't read
+    from tools import check, console, demo, engine, reading  # which an older Python can't read
 
     console.end_on_signals()
     try:
         if mode == "test" and what in ("", "local", "docker", "swarm"):
-            return console.test(what or "docker")
+            return check.test(what or "docker")
         if mode == "demo":
             return demo.show(what or "1")
-    except (reading.DocumentError, console.CannotRunError) as reason:
+    except (reading.DocumentError, engine.CannotRunError) as reason:
         print(reason)
         return 2
     except BrokenPipeError:

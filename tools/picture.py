@@ -11,8 +11,8 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from tools import console
-from tools.console import CannotRunError
+from tools import check, console
+from tools.engine import CannotRunError, reserved
 from tools.reading import DOCUMENTS, HERE, Block, Document, DocumentError
 
 COLUMNS = 78
@@ -47,10 +47,10 @@ def perform(document: Document, block: Block) -> list[tuple[str, str]]:
     """
     commands = []
     with console.opened("docker", console.free_port()) as shown:
-        for step in console.todo(document, "docker"):
+        for step in check.todo(document, "docker"):
             status, printed = shown.do(step)
             printed = shown.as_documented(printed)
-            wrong = console.difference(step, status, printed)
+            wrong = check.difference(step, status, printed)
             if wrong:
                 raise CannotRunError(wrong)
             if step in block.steps:
@@ -63,7 +63,7 @@ def perform(document: Document, block: Block) -> list[tuple[str, str]]:
 def draw_all() -> None:
     """Draw the pictures of all documents."""
     documents = [Document(path) for path in DOCUMENTS]
-    with console.reserved("docker"):
+    with reserved("docker"):
         for document in documents:
             for block in document.blocks:
                 if block.action == "picture":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tools import console, picture, reading
+from tools import check, console, picture, reading
 from tools.demo import plain
 from tools.reading import DOCUMENTS, HERE, Document
 
@@ -79,7 +79,7 @@ class TestOwnDocuments(unittest.TestCase):
         cls.documents = [Document(path) for path in DOCUMENTS]
 
     def test_the_commands_that_need_no_docker_show_what_they_say(self) -> None:
-        self.assertEqual(console.check(self.documents, "local"), "")
+        self.assertEqual(check.check(self.documents, "local"), "")
 
     def test_pieces_pictures_and_links_are_right(self) -> None:
         self.assertEqual([fault for each in self.documents for fault in reading.faults(each)], [])
@@ -89,13 +89,13 @@ class TestOwnDocuments(unittest.TestCase):
         self.assertEqual({step.kind for step in found}, set(reading.KINDS))
         for step in found:
             printed = "".join(line + "\n" for line in step.expected)
-            self.assertEqual(console.difference(step, 0, printed), "")
-            self.assertIn(f"{step.where}: ", console.difference(step, 2, printed))
+            self.assertEqual(check.difference(step, 0, printed), "")
+            self.assertIn(f"{step.where}: ", check.difference(step, 2, printed))
             for number, line in enumerate(step.expected):
                 if line.strip(". "):
                     other = [*step.expected[:number], "x" + line, *step.expected[number + 1 :]]
                     changed = dataclasses.replace(step, expected=other)
-                    self.assertTrue(console.difference(changed, 0, printed), changed)
+                    self.assertTrue(check.difference(changed, 0, printed), changed)
 
     def test_the_pictures_need_nothing_from_elsewhere(self) -> None:
         blocks = [block for document in self.documents for block in document.blocks]
@@ -250,7 +250,7 @@ class TestConsole(DocumentCase):
         self.assertEqual(self.check("<!-- port 5000 -->", f"<!-- run local: {written} -->"), "")
 
     def check(self, *lines: str) -> str:
-        return console.check_document(self.document(*lines), "local")
+        return check.check_document(self.document(*lines), "local")
 
 
 class TestGroups(unittest.TestCase):
