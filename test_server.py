@@ -26,7 +26,6 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools import documents
 from tools.servers import HERE, Postgres, Redis, free_port
 
 KEY = "contador_visitas"
@@ -1032,39 +1031,6 @@ class TestRun(unittest.TestCase):
                 self.assertEqual(program.wait(10), 0)
         running = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout
         self.assertNotIn(str(folder), running)
-
-
-class TestDocuments(unittest.TestCase):
-    """The documents' own commands, pieces of files and links."""
-
-    def test_the_commands_that_need_no_docker_show_what_they_say(self) -> None:
-        self.assertEqual(documents.check("local"), "")
-
-    def test_the_pieces_are_in_their_files_and_the_links_lead_somewhere(self) -> None:
-        self.assertEqual(documents.pieces() + documents.links(), [])
-
-    def test_any_other_output_would_be_noticed(self) -> None:
-        found = [step for document in documents.DOCUMENTS for step in documents.steps(document)]
-        self.assertEqual({step.kind for step in found}, set(documents.KINDS))
-        for step in found:
-            printed = "".join(line + "\n" for line in step.expected)
-            self.assertEqual(documents.difference(step, 0, printed), "")
-            self.assertIn(f"{step.where}: ", documents.difference(step, 2, printed))
-            for number, line in enumerate(step.expected):
-                if line.strip(". "):
-                    changed = [*step.expected[:number], "x" + line, *step.expected[number + 1 :]]
-                    self.assertTrue(documents.difference(step._replace(expected=changed), 0, printed), step)
-
-    def test_a_changed_piece_or_link_would_be_noticed(self) -> None:
-        readme = HERE / "README.md"
-        with tempfile.NamedTemporaryFile("w", suffix=".md", dir=HERE / "aula") as other:
-            text = readme.read_text().replace("service_healthy\n```", "service_started\n```")
-            other.write(text + "\n[nada](nada.md) [nada](#nada)\n")
-            other.flush()
-            self.addCleanup(setattr, documents, "DOCUMENTS", documents.DOCUMENTS)
-            documents.DOCUMENTS = [Path(other.name)]
-            self.assertEqual(len(documents.pieces()), 1)
-            self.assertLessEqual({"nada.md", "#nada"}, {each.split(": ")[1].split()[0] for each in documents.links()})
 
 
 if __name__ == "__main__":
