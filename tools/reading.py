@@ -34,6 +34,7 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent.parent
 DOCUMENTS = [HERE / "README.md", *sorted(HERE.glob("aula/*.md")), *sorted(HERE.glob("swarm/*.md"))]
+SHOWN_PORT = "5000"
 KINDS = ("local", "docker", "swarm", "swarm2")
 COMMENTS = {
     "run": r"run (?P<kind>\S+): (?P<command>.+)",
@@ -41,7 +42,7 @@ COMMENTS = {
     "replace": r"replace in (?P<file>\S+): (?P<old>.+?) => (?P<new>.+)",
     "append": r"append to (?P<file>\S+): (?P<new>.+)",
     "restore": r"restore (?P<file>\S+)",
-    "port": r"port 5000",
+    "port": rf"port {SHOWN_PORT}",
     "insert": r"insert into (?P<file>\S+) before: (?P<old>.+)",
     "from": r"from (?P<file>\S+)",
     "picture": r"picture (?P<file>\S+\.svg)",
@@ -49,6 +50,10 @@ COMMENTS = {
 }
 ABOVE_A_BLOCK = ("insert", "from", "picture", "not run")
 SHELLS = ("sh", "bash", "shell")
+
+
+class DocumentError(Exception):
+    """A document holds something that looks like one of our forms and is not."""
 
 
 @dataclass
@@ -60,10 +65,19 @@ class Edit:
     old: str = ""
     new: str = ""
 
+    def told(self) -> str:
+        """Return what the change does, as the rest of a sentence in Portuguese."""
+        return {
+            "append": f"acrescenta ao fim de {self.file}: {self.new}",
+            "insert": f"põe o bloco acima em {self.file}, antes da linha {self.old}",
+            "replace": f"troca {self.old} por {self.new} em {self.file}",
+            "restore": f"desfaz as mudanças em {self.file}",
+        }[self.action]
+
     def edited(self, text: str) -> str:
         """Return the file's text after the change; raise ValueError where it finds no place."""
         if self.action == "append":
-            return f"{text}{self.new.replace('{now}', time.asctime())}\n"
+            return f"{text}{self.new}\n"
         if self.action == "replace":
             if text.count(self.old) != 1:
                 raise ValueError(
@@ -90,13 +104,19 @@ class Step:
     interrupt: int | None = None  # after how many expected lines Ctrl-C is pressed
     edit: Edit | None = None
 
+    @property
+    def shown(self) -> bool:
+        """Tell whether it is a command that the reader sees."""
+        return not self.hidden and not self.edit
+
 
 @dataclass
 class Prose:
-    """A line of text, or a block that is only shown."""
+    """Lines of text, or a block that is only shown."""
 
     section: str
     text: str
+    is_block: bool = False
 
 
 @dataclass
@@ -112,7 +132,7 @@ class Block:
 class Document:
     """A document that has been read: its ``items`` in order and the ``blocks`` that name a file.
 
-    Raises ValueError, with the place, for anything that looks like one of ours and is not.
+    Raises DocumentError, with the place, for anything that looks like one of ours and is not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,12 +159,12 @@ class Document:
         """The commands and edits, in order."""
         return [item for item in self.items if isinstance(item, Step)]
 
-    def error(self, text: str) -> ValueError:
+    def error(self, text: str) -> DocumentError:
         """Return the exception for the line that is being read."""
-        return ValueError(f"{self.where}: {text}")
+        return DocumentError(f"{self.where}: {text}")
 
     def expect_no_block(self) -> None:
-        """Raise ValueError where the comment above was about a block."""
+        """Raise DocumentError where the comment above was about a block."""
         if self.above:
             raise self.error(f"falta o bloco logo abaixo de <!-- {self.above} ... -->")
 
@@ -164,7 +184,11 @@ class Document:
         self.expect_no_block()
         if line.startswith("## "):
             self.section = line
-        self.items.append(Prose(self.section, line))
+        last = self.items[-1] if self.items else None
+        if isinstance(last, Prose) and not last.is_block and last.section == self.section:
+            last.text += f"{line}\n"
+        else:
+            self.items.append(Prose(self.section, f"{line}\n"))
 
     def add_comment(self, line: str) -> None:
         """Take a comment."""
@@ -183,6 +207,8 @@ class Document:
         elif action in ("run", "background"):
             self.add_step(**said, hidden=action)
         elif action != "port":
+            if action == "append":
+                said["new"] = said["new"].replace("{now}", time.asctime())
             self.add_step("docker", edit=Edit(action, **said))
         elif self.steps:
             raise self.error("depois do primeiro comando")
@@ -212,7 +238,7 @@ class Document:
             raise self.error("um bloco com comandos é console")
         if language in SHELLS and action != "not run":
             raise self.error(f"um bloco {language} diz por quê: <!-- not run: ... -->")
-        self.items.append(Prose(self.section, "".join(f"    {line}\n" for line in body)))
+        self.items.append(Prose(self.section, text, is_block=True))
         if action == "insert":
             self.add_step("docker", edit=Edit(action, **self.said, new=text))
 
@@ -282,6 +308,11 @@ def picture_lines(file: Path) -> list[str]:
         height = float(element.get("y", 0))
         lines[height] = lines.get(height, "") + "".join(element.itertext()).replace("\xa0", " ")
     return [lines[height] for height in sorted(lines)]
+
+
+def faults(document: Document) -> list[str]:
+    """Return what can be seen to be wrong with a document without running it."""
+    return wrong_blocks(document) + dead_links(document.path)
 
 
 def wrong_blocks(document: Document) -> list[str]:
