@@ -1,8 +1,11 @@
 PYTHON ?= python3
+# Programs are started as modules of it: the scripts of an environment fail in a deep folder, or one with a space.
 VENV = .venv/bin
 RUN_READY = .venv/.run
 READY = .venv/.dev
-COMPILE = $(VENV)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
+COMPILE = $(VENV)/python -m uv pip compile -q --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header
+INSTALL = $(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes
 LESSON ?= 1
 
 help:  ## Mostra esta ajuda
@@ -20,17 +23,23 @@ down:  ## Encerra tudo no Docker: remove os contêineres e mantém os volumes
 	docker compose down
 
 run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000 muda a porta)
-	@$(VENV)/python tools/servers.py
+	@$(VENV)/python -m tools.run
 
 ##@ Aula
 
-demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2: a segunda)
+demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESSON=2, LESSON=3: as outras)
 	@$(PYTHON) tools/documents.py demo $(LESSON)
 
 ##@ Desenvolver
 
-test: $(READY)  ## Executa os testes e os comandos dos textos que dispensam o Docker
-	@$(VENV)/python -m unittest
+test: $(READY)  ## Executa os testes que dispensam o Docker (TESTS=test_server.TestStop: uma parte)
+	@$(VENV)/python -m unittest $(TESTS)
+
+coverage: $(READY)  ## Executa os testes e mostra as linhas por onde nenhum passa
+	@$(VENV)/python -m coverage erase
+	@$(VENV)/python -m coverage run -m unittest $(TESTS)
+	@$(VENV)/python -m coverage combine -q
+	@$(VENV)/python -m coverage report
 
 test-docker:  ## Executa no Docker os comandos dos textos e compara o que mostram
 	@$(PYTHON) tools/documents.py test docker
@@ -38,15 +47,20 @@ test-docker:  ## Executa no Docker os comandos dos textos e compara o que mostra
 test-swarm:  ## O mesmo com swarm/README.md: requer um Docker que não faça parte de um Swarm
 	@$(PYTHON) tools/documents.py test swarm
 
-lint: $(READY)  ## Verifica o estilo e os tipos
-	@$(VENV)/ruff check .
-	@$(VENV)/ruff format --check .
-	@$(VENV)/mypy
+lint: $(READY)  ## Verifica o estilo, os tipos, as versões fixadas e a CI
+	@$(VENV)/python -m ruff check .
+	@$(VENV)/python -m ruff format --check .
+	@$(VENV)/python -m mypy
+	@$(VENV)/python -m tools.pins
+	@$(VENV)/zizmor --offline --no-progress --quiet .github
 
 bench: $(READY)  ## Mede o serviço em comparação com a versão da descrição e com o waitress puro
 	@$(VENV)/python -m tools.bench
 
-lock: $(READY)  ## Atualiza as versões fixadas, depois de uma mudança em pyproject.toml
+picture: $(READY)  ## Refaz a figura do README: executa o primeiro bloco no Docker e desenha o terminal
+	@$(VENV)/python -m tools.picture
+
+lock: $(READY)  ## Fixa as versões mais novas que pyproject.toml aceita
 	$(COMPILE) -o requirements.txt pyproject.toml
 	$(COMPILE) -c requirements.txt --group run -o tools/requirements-run.txt
 	$(COMPILE) -c requirements.txt -c tools/requirements-run.txt --group dev -o tools/requirements-dev.txt
@@ -61,11 +75,11 @@ $(RUN_READY): requirements.txt tools/requirements-run.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt -r tools/requirements-run.txt
+	$(INSTALL) -r requirements.txt -r tools/requirements-run.txt
 	@touch $@
 
 $(READY): $(RUN_READY) tools/requirements-dev.txt
-	$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r tools/requirements-dev.txt
+	$(INSTALL) -r tools/requirements-dev.txt
 	@touch $@
 
-.PHONY: help up logs down run demo test test-docker test-swarm lint bench lock clean
+.PHONY: help up logs down run demo test coverage test-docker test-swarm lint bench picture lock clean

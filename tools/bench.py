@@ -50,7 +50,14 @@ class Figures(NamedTuple):
 
 def ask(port: int, connections: int) -> tuple[float, float, int]:
     """Return the requests per second, the 99th percentile of the answers' time in milliseconds, and their number."""
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--latency", f"http://127.0.0.1:{port}/"]
+    wrk = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{SECONDS}s",
+        "--latency",
+        f"http://127.0.0.1:{port}/",
+    ]
     printed = subprocess.run(wrk, capture_output=True, text=True, check=True).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", printed)
     p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)", printed)
@@ -91,7 +98,9 @@ def main() -> int:
         print("Falta o wrk. No Debian ou Ubuntu: sudo apt install wrk. No macOS: brew install wrk.")
         return 1
     idle: dict[str, float] = {}
-    found: dict[tuple[str, int], list[Figures]] = {(name, count): [] for name in COMMANDS for count in CONNECTIONS}
+    found: dict[tuple[str, int], list[Figures]] = {
+        (name, count): [] for name in COMMANDS for count in CONNECTIONS
+    }
     with tempfile.TemporaryDirectory(prefix="contador-") as folder:
         os.chmod(folder, 0o711)
         servers = Redis(Path(folder, "redis")), Postgres(Path(folder, "postgres"))

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from tools import running
+from tools import console
 from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
-from tools.running import PROJECT, Console, CannotRunError
+from tools.console import PROJECT, CannotRunError, Console
 
 LESSONS = HERE / "aula/README.md"
 FIXED_PORT = "aula/minimo.yml"  # the only file whose port can't be set from outside
@@ -128,7 +128,7 @@ class Demo:
 @contextmanager
 def for_the_command(number: signal.Signals) -> Iterator[None]:
     """Leave a signal to the command that runs: it would not get it if the signal were ignored."""
-    before = signal.signal(number, running.ignore)
+    before = signal.signal(number, console.ignore)
     try:
         yield
     finally:
@@ -138,11 +138,11 @@ def for_the_command(number: signal.Signals) -> Iterator[None]:
 def show(lesson: str) -> int:
     """Show a lesson until its end, Ctrl-C or the end of the input; return the exit status."""
     items, where = lesson_items(Document(LESSONS), lesson), port()
-    with running.reserved("docker"):
-        running.refuse_taken(where)
+    with console.reserved("docker"):
+        console.refuse_taken(where)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with running.console("docker", where) as shown:
+            with console.opened("docker", where) as shown:
                 present(Demo(shown), items)
         except (KeyboardInterrupt, EOFError):
             pass

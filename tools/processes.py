@@ -1,0 +1,181 @@
+"""Processes that end with the program that started them, whatever ends that."""
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+STOP_SECONDS = 10  # for a process to end in good order, before it is killed
+CLOCK_SECONDS = 2  # by which a start time may seem to move when the machine's clock is set
+
+received = 0  # the first signal that came
+held = 0  # blocks of signals_held that are being executed
+
+
+def end_on_signals() -> None:
+    """From now on, raise KeyboardInterrupt with its number on the first SIGINT, SIGTERM or SIGHUP.
+
+    Later ones change nothing, so that they don't interrupt what cleans up. Where SIGHUP is ignored
+    already, as nohup does, it stays so.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal: see ``end_on_signals``."""
+    global received
+    if received:
+        return
+    received = number
+    if not held:
+        raise KeyboardInterrupt(number)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Put off until the end of the block what a signal would do; a block may stand in another."""
+    global held
+    before = received
+    held += 1
+    try:
+        yield
+    finally:
+        held -= 1
+        if received and not before and not held:
+            raise KeyboardInterrupt(received)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Make ``path`` a file with ``text`` that others can't read: whole, or not at all."""
+    new = path.with_name(path.name + ".new")
+    with suppress(FileNotFoundError):
+        new.unlink()
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def send(process: psutil.Process, number: int) -> None:
+    """Send a signal to a process and its descendants, in whatever groups they are."""
+    for each in [*process.children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(number)
+
+
+class Record:
+    """What a program has started in ``folder``, in a file: the next one ends what that left."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self.folder = path, folder
+        self.processes: list[dict[str, Any]] = []
+        self.temporary = ""  # a folder that goes when the processes have ended
+
+    def write(self) -> None:
+        """Put into the file what is known by now."""
+        facts = {"folder": str(self.folder), "temporary": self.temporary}
+        write_private(self.path, json.dumps({**facts, "processes": self.processes}))
+
+    def add(self, pid: int, command: list[str]) -> None:
+        """Note a process that has just been started."""
+        started = psutil.Process(pid).create_time()
+        self.processes.append({"pid": pid, "started": started, "command": command})
+        self.write()
+
+    def end_leftovers(self) -> None:
+        """End what the last program noted and left, the last started first; then forget it.
+
+        A number may be another process's by now, and the file of another folder, if it was copied.
+        """
+        try:
+            facts = json.loads(self.path.read_text())
+            if facts["folder"] == str(self.folder):
+                for noted in reversed(facts["processes"]):
+                    end_if_same(**noted)
+                if facts["temporary"]:
+                    shutil.rmtree(facts["temporary"], ignore_errors=True)
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # there is no such file, or it is none of ours
+        self.write()
+
+
+def end_if_same(pid: int, started: float, command: list[str]) -> None:
+    """End a process if its start time and its arguments, with their folders, are these."""
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - started) > CLOCK_SECONDS:
+            return
+        if process.cmdline()[1:] != command[1:]:  # macOS puts another path to Python before them
+            return
+        send(process, signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        if psutil.wait_procs([process], STOP_SECONDS)[1]:
+            send(process, signal.SIGKILL)
+            psutil.wait_procs([process], STOP_SECONDS)
+    except psutil.Error:
+        pass  # it has ended, or it is somebody else's
+
+
+class Process:
+    """A program, with ``options`` as for Popen, that is killed when this one exits.
+
+    ``record`` is where it is noted for the case that this one is killed.
+    """
+
+    def __init__(self, command: list[str], record: Record | None = None, **options: Any) -> None:
+        self.command, self.record, self.options = command, record, options
+        self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.kill)
+
+    def launch(self) -> None:
+        """Start it, in a session of its own: Ctrl-C is for this program, which ends it in time."""
+        with signals_held():  # or it could be running, and nobody know of it
+            self.process = subprocess.Popen(self.command, start_new_session=True, **self.options)
+            if self.record:
+                self.record.add(self.process.pid, self.command)
+
+    def is_running(self) -> bool:
+        """Tell whether it has been started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Return its exit status, negative for a signal's; None if it is still running then."""
+        if not self.process:
+            return None
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, and its children."""
+        if self.process and self.is_running():
+            send(psutil.Process(self.process.pid), number)
+
+    def stop(self) -> bool:
+        """End it in good order, frozen or not; return whether that took less than STOP_SECONDS.
+
+        If not, it is killed.
+        """
+        if self.process and self.is_running():
+            self.signal(signal.SIGCONT)
+            self.process.send_signal(signal.SIGINT)
+            if self.wait(STOP_SECONDS) is None:
+                self.kill()
+                return False
+        return True
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process:
+            self.signal(signal.SIGKILL)
+            self.wait(STOP_SECONDS)
