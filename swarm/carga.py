@@ -1,4 +1,7 @@
-"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas: python - SEGUNDOS < swarm/carga.py"""
+"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas.
+
+python - SEGUNDOS < swarm/carga.py
+"""
 
 import http.client
 import itertools
@@ -13,7 +16,9 @@ lost: list[str] = []
 
 
 def replicas() -> list[str]:
-    return sorted({str(found[4][0]) for found in socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)})
+    return sorted(
+        {str(found[4][0]) for found in socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)}
+    )
 
 
 def ready(address: str) -> bool:
@@ -28,7 +33,9 @@ def ready(address: str) -> bool:
 def visits() -> None:
     while time.monotonic() < end:
         addresses = replicas()
-        connection = http.client.HTTPConnection(addresses[next(turns) % len(addresses)], 5000, timeout=3)
+        connection = http.client.HTTPConnection(
+            addresses[next(turns) % len(addresses)], 5000, timeout=3
+        )
         try:
             connection.connect()
         except OSError:
@@ -49,6 +56,5 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-print(
-    f"{len(numbers)} respostas, {len(numbers) - len(set(numbers))} números repetidos, {len(lost)} perdidas", *lost[:3]
-)
+repeated = len(numbers) - len(set(numbers))
+print(f"{len(numbers)} respostas, {repeated} números repetidos, {len(lost)} perdidas", *lost[:3])
