@@ -7,6 +7,7 @@ COPY requirements.txt .
 RUN pip install --no-cache-dir --only-binary :all: --require-hashes -r requirements.txt
 
 COPY server.py ./
+COPY contador contador/
 RUN python -m compileall -q .
 
 # Um número, não um nome: quem orquestra consegue ver que não é o root.

@@ -1,246 +1,145 @@
-"""The promises of the README, each kept before real servers: nothing is mocked, and no port is fixed."""
+"""The promises of the README, each kept before real servers."""
 
-import http.client
 import os
 import re
 import resource
-import shutil
+import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from statistics import median
-from typing import Any
 from urllib.parse import quote
 
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.servers import HERE, Postgres, Redis, free_port
-
-KEY = "contador_visitas"
-PASSWORD = "p@ss:/w%rd#ç\"'\\"
-LIMIT = 1.5  # seconds for any answer, whatever happens
-VISIT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-CONNECTED = "Postgres: conectado\n"
-FOLDER = Path(tempfile.mkdtemp(prefix="contador-test-"))
-FOLDER.chmod(0o711)
-unittest.addModuleCleanup(shutil.rmtree, FOLDER)
-
-cache = Redis(FOLDER / "redis")
-db = Postgres(FOLDER / "postgres", PASSWORD)
+from contador import backends
+from contador.settings import contents_of, port_number, yes_or_no
+from tools.harness import (
+    CONNECTED,
+    LIMIT,
+    PASSWORD,
+    SECONDS,
+    VISIT,
+    Answer,
+    Load,
+    Service,
+    commands,
+    eventually,
+    full_backlog,
+    listens,
+    read_all,
+    revive,
+    run_python,
+    run_server,
+    servers,
+    service,
+    slow_relay,
+    slow_to_find,
+    store,
+    stored,
+)
+from tools.servers import HERE, Redis, free_port
 
 
 def setUpModule() -> None:
-    for server in (cache, db):
-        unittest.addModuleCleanup(server.kill)
-        server.start()
+    unittest.addModuleCleanup(servers.end)
+    servers.start()
+    idle.start()
 
 
-class Answer:
-    """What came back: ``status``, ``text``, ``headers`` and the ``seconds`` that it took."""
+OTHER_SERVERS = {
+    "waitress, 8 threads": (
+        "import waitress\nwaitress.serve(app, listen=f'127.0.0.1:{port}', threads=8)"
+    ),
+    "wsgiref, threaded and validated": (
+        "from socketserver import ThreadingMixIn\n"
+        "from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server\n"
+        "from wsgiref.validate import validator\n"
+        "WSGIRequestHandler.log_message = lambda *_: None\n"
+        "class Server(ThreadingMixIn, WSGIServer): request_queue_size = 100\n"
+        "make_server('127.0.0.1', port, validator(app), Server).serve_forever()"
+    ),
+}
 
-    def __init__(
-        self, port: int, path: str = "/", method: str = "GET", timeout: float = 5, host: str = "127.0.0.1"
-    ) -> None:
+
+BAD_VALUES: dict[str, tuple[Callable[[str], object], list[str]]] = {
+    "REDIS_URL": (
+        backends.Redis,
+        [
+            "redis://:segredo@cache:port/0",
+            "redis://cache/0?segredo=1",
+            "http://cache",
+            "cache:6379",
+        ],
+    ),
+    "DATABASE_URL": (
+        partial(backends.Postgres, password="segredo"),
+        [
+            "postgresql://u:segredo@db:x/y",
+            "postgresql://u:p@segredo#x/w@db/y",
+            "postgresql://db/x?sslmode=segredo",
+            "postgresql://db/x?segredo=1",
+            "postgresql://db/x?sslmode=verify-full&sslrootcert=/nada",
+            "postgresql://db/x?sslrootcert=/nada",
+            "mysql://db/x",
+            "db",
+        ],
+    ),
+    "PORT": (port_number, ["x", "-1", "65536", "5e3"]),
+    "ACCESS_LOG": (yes_or_no, ["sim", "2"]),
+    "POSTGRES_PASSWORD_FILE": (contents_of, ["/nada/segredo", os.devnull]),
+}
+
+
+def numbers_in(received: bytes) -> list[int]:
+    """Return the numbers that visits got, in the order of the answers."""
+    return [int(found) for found in re.findall(rb"Contador: (\d+)", received)]
+
+
+def readable(connections: list[socket.socket]) -> list[socket.socket]:
+    """Return the connections on which something has come."""
+    return select.select(connections, [], [], 0)[0]
+
+
+def slow(port: int) -> dict[str, str]:
+    """Return the setting for a Redis at ``port``."""
+    return {"REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+
+
+class Idle:
+    """Connections that send nothing more; it is measured, while other tests run, for how long."""
+
+    def start(self) -> None:
+        pool = ThreadPoolExecutor()
+        unittest.addModuleCleanup(pool.shutdown)
+        self.web = Service()
+        unittest.addModuleCleanup(self.web.end_once)  # which ends the connections too
+        requests = (b"", b"GET / HT", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        self.waits = [pool.submit(self.wait, request) for request in requests]
+
+    def wait(self, request: bytes) -> float:
         started = time.monotonic()
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
-        connection.request(method, path)
-        response = connection.getresponse()
-        self.status, self.headers, self.text = response.status, response.headers, response.read().decode()
-        connection.close()
-        self.seconds = time.monotonic() - started
+        with self.web.connect() as connection:
+            connection.settimeout(40)
+            connection.sendall(request)
+            read_all(connection)
+        return time.monotonic() - started
 
-    @property
-    def number(self) -> int:
-        return int(self.text.removeprefix("Contador: ").splitlines()[0])
-
-
-class Service:
-    """The program in a process of its own, on a free port; ``environment`` adds to or changes its settings."""
-
-    def __init__(self, program: list[str | Path] | None = None, **environment: str) -> None:
-        variables = {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "HOST": "127.0.0.1", "PORT": "0", **environment}
-        self.process = subprocess.Popen(
-            [str(part) for part in program or [sys.executable, HERE / "server.py"]],
-            env=os.environ | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout
-        first = self.process.stdout.readline()
-        self.lines = [first]
-        started = re.match(r"Escutando em http://.*:(\d+) \(Redis: (.*), Postgres: (.*)\)\n", first)
-        assert started, first + self.process.stdout.read()
-        self.port = int(started[1])
-        self.reader = threading.Thread(target=self.lines.extend, args=[self.process.stdout])
-        self.reader.start()
-
-    def get(self, path: str = "/", method: str = "GET", **options: Any) -> Answer:
-        return Answer(self.port, path, method, **options)
-
-    def connect(self) -> socket.socket:
-        """Return an open connection to the program."""
-        return socket.create_connection(("127.0.0.1", self.port), 5)
-
-    def raw(self, data: bytes) -> bytes:
-        """Send bytes, then nothing more, and return all that comes back."""
-        with self.connect() as connection:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
-            return read_all(connection)
-
-    def freeze(self) -> None:
-        """Stop the program until SIGCONT; return when it stands still."""
-        self.process.send_signal(signal.SIGSTOP)
-        os.waitpid(self.process.pid, os.WUNTRACED)
-
-    def end(self, number: int = signal.SIGTERM) -> None:
-        """Stop the program with a signal; its exit status must be right. ``lines`` then is all that it printed."""
-        self.process.send_signal(number)
-        status = self.process.wait(5)
-        self.reader.join(5)
-        assert self.process.stdout
-        self.process.stdout.close()
-        if status != (-number if number == signal.SIGKILL else 0):
-            raise AssertionError(f"exit status {status}: {''.join(self.lines)[-2000:]}")
-
-    def end_once(self) -> None:
-        """Stop the program, unless that is done."""
-        if self.process.poll() is None:
-            self.end()
+    def seconds(self) -> list[float]:
+        """Return how long each connection was kept."""
+        return [wait.result() for wait in self.waits]
 
 
-@contextmanager
-def service(**environment: Any) -> Iterator[Service]:
-    running = Service(**environment)
-    try:
-        yield running
-    finally:
-        running.end_once()
-
-
-def eventually(check: Callable[[], bool], seconds: float = 5) -> None:
-    """Wait for a condition; fail if it does not come about."""
-    end = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come about")
-        time.sleep(0.01)
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """Return what comes until the other side ends."""
-    return b"".join(iter(partial(connection.recv, 65536), b""))
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def store(value: str | list[str] | None) -> None:
-    """Put the counter's key in a state of its own choosing."""
-    with redis.Redis(port=cache.port) as client:
-        client.delete(KEY)
-        if isinstance(value, list):
-            client.rpush(KEY, *value)
-        elif value is not None:
-            client.set(KEY, value)
-
-
-def stored() -> bytes | None:
-    with redis.Redis(port=cache.port) as client:
-        value: bytes | None = client.get(KEY)
-        return value
-
-
-def commands(name: str) -> int:
-    """Return how often Redis has carried out a command."""
-    with redis.Redis(port=cache.port) as client:
-        return int(client.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"])
-
-
-def revive(server: Redis | Postgres) -> None:
-    """Leave a server running, whatever a test did to it."""
-    server.signal(signal.SIGCONT)
-    if not server.process or server.process.poll() is not None:
-        server.start()
-
-
-class Load:
-    """Clients that ask all the time, each on a connection of its own, until ``stop``; ``answers`` has them all."""
-
-    def __init__(self, port: int, clients: int = 8) -> None:
-        self.port, self.answers, self.sent, self.lost = port, list[Answer](), 0, list[Exception]()
-        self.end = time.monotonic() + 30  # at the latest
-        self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
-        for thread in self.threads:
-            thread.start()
-
-    def run(self) -> None:
-        while time.monotonic() < self.end:
-            self.sent += 1
-            try:
-                self.answers.append(Answer(self.port))
-            except Exception as error:
-                self.lost.append(error)
-
-    def rate(self) -> float:
-        """Return the answers per second, of a second from now."""
-        seen = len(self.answers)
-        time.sleep(1)
-        return len(self.answers) - seen
-
-    def more(self, count: int, pattern: str = "") -> None:
-        """Wait for so many more answers with ``pattern`` in them."""
-        seen = len(self.answers)
-        eventually(lambda: sum(bool(re.search(pattern, each.text)) for each in self.answers[seen:]) >= count)
-
-    def stop(self) -> list[Answer]:
-        self.end = 0
-        for thread in self.threads:
-            thread.join(10)
-        return self.answers
-
-
-@contextmanager
-def full_backlog() -> Iterator[int]:
-    """Yield a port that never answers, and from some time on not even accepts."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
-        waiting = [socket.socket() for _ in range(4)]
-        for connection in waiting:
-            connection.setblocking(False)
-            connection.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-        for connection in waiting:
-            connection.close()
-
-
-def slow_to_find(host: str, seconds: float) -> list[str | Path]:
-    """Return the program, with a resolver that takes so long for the name of one host, which is this machine."""
-    program = (
-        "import runpy, socket, sys, time\n"
-        "resolve = socket.getaddrinfo\n"
-        "def slow(host, *words, **options):\n"
-        f"    if host != '{host}': return resolve(host, *words, **options)\n"
-        f"    time.sleep({seconds})\n"
-        "    return resolve('127.0.0.1', *words, **options)\n"
-        "socket.getaddrinfo = slow\n"
-        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
-    )
-    return [sys.executable, "-c", program, HERE / "server.py"]
+idle = Idle()
 
 
 class TestAnswers(unittest.TestCase):
@@ -282,12 +181,16 @@ class TestAnswers(unittest.TestCase):
             self.check("/", 200, f"Contador: 1\n{CONNECTED}")
 
     def test_a_key_without_a_number_or_at_its_limit_is_told_apart(self) -> None:
-        for value in ("abc", "", "1.5", str(2**63 - 1), str(2**63), ["lista"]):
-            store(value)
-            answer = self.web.get()
-            self.assertEqual(answer.status, 500, value)
-            self.assertRegex(answer.text, r"\A[^\n]*/reset[^\n]*\n\Z")
-            self.assertEqual(self.web.get(method="HEAD").status, 500, value)
+        numbers = ("1_000", " 5", "+5", "007", "1.5", str(2**63 - 1), str(2**63))
+        for value in ("abc", "", *numbers, ["lista"]):
+            with self.subTest(value=value):
+                store(value)
+                answer = self.web.get()
+                self.assertEqual(answer.status, 500)
+                self.assertRegex(answer.text, r"\A[^\n]*/reset[^\n]*\n\Z")
+                head = self.web.get(method="HEAD")
+                self.assertEqual(head.status, 500)
+                self.assertEqual(head.headers["Content-Length"], answer.headers["Content-Length"])
 
     def test_the_last_number_can_be_reached(self) -> None:
         store(str(2**63 - 2))
@@ -297,12 +200,12 @@ class TestAnswers(unittest.TestCase):
         self.check("/health", 200, f"Redis: conectado\n{CONNECTED}")
         self.assertEqual(stored(), None)
 
-    def test_head_is_get_without_body_and_effect(self) -> None:
-        for value in (None, "9", "99"):
+    def test_head_is_get_without_body_and_counts_nothing(self) -> None:
+        for value in ("0", "9", "99"):
             store(value)
             for path in ("/", "/reset", "/health", "/nada"):
                 head = self.web.get(path, "HEAD")
-                self.assertEqual((head.text, stored()), ("", value.encode() if value else None))
+                self.assertEqual((head.text, stored()), ("", value.encode()))
                 get = self.web.get(path)
                 self.assertEqual(head.status, get.status)
                 for name in ("Content-Length", "Content-Type", "Cache-Control"):
@@ -317,7 +220,11 @@ class TestAnswers(unittest.TestCase):
 
     def test_other_paths_are_not_found(self) -> None:
         for path in ("/favicon.ico", "/reset/", "/RESET", "/..", "/%2e", "/%00", "/a%0d%0ab", "*"):
-            self.check(path, 404, "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n")
+            self.check(
+                path,
+                404,
+                "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n",
+            )
         self.assertEqual(stored(), None)
 
     def test_a_thousand_visits_from_16_threads_give_1_to_1000(self) -> None:
@@ -325,49 +232,42 @@ class TestAnswers(unittest.TestCase):
             numbers = list(pool.map(lambda _: self.web.get().number, range(1000)))
         self.assertEqual(sorted(numbers), list(range(1, 1001)))
 
-    def test_under_other_servers_the_application_keeps_to_wsgi_and_the_count_is_exact(self) -> None:
-        programs = {
-            "waitress, 8 threads": "import waitress; waitress.serve(app, listen=f'127.0.0.1:{port}', threads=8)",
-            "wsgiref, threaded and validated": (
-                "from socketserver import ThreadingMixIn\n"
-                "from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server\n"
-                "from wsgiref.validate import validator\n"
-                "WSGIRequestHandler.log_message = lambda *_: None\n"
-                "class Server(ThreadingMixIn, WSGIServer): request_queue_size = 100\n"
-                "make_server('127.0.0.1', port, validator(app), Server).serve_forever()"
-            ),
-        }
-        for name, program in programs.items():
+    def test_under_other_servers_it_keeps_to_wsgi_and_the_count_is_exact(self) -> None:
+        for name, program in OTHER_SERVERS.items():
             with self.subTest(name):
-                store(None)
-                port = free_port()
-                start = f"from server import app; port = {port}\n"
-                start += f"print('Escutando em http://:{port} (Redis: , Postgres: )', flush=True)\n"
-                with service(program=[sys.executable, "-c", start + program], PYTHONPATH=str(HERE)) as other:
-                    eventually(partial(listens, port))
-                    with ThreadPoolExecutor(16) as pool:
-                        answers = list(pool.map(lambda _: other.get(), range(400)))
-                    self.assertEqual(sorted(answer.number for answer in answers), list(range(1, 401)))
-                    self.assertEqual({answer.text.splitlines()[1] for answer in answers}, {CONNECTED.strip()})
-                    for method in ("GET", "HEAD", "POST"):
-                        for path in ("/", "/reset", "/health", "/nada"):
-                            answer, ours = other.get(path, method), self.web.get(path, method)
-                            self.assertEqual((answer.status, bool(answer.text)), (ours.status, method != "HEAD"))
-                            self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
-                    other.end(signal.SIGKILL)
+                self.check_under(program)
 
-    def test_the_application_asks_for_nothing_that_wsgi_does_not_promise(self) -> None:
-        program = (
+    def check_under(self, program: str) -> None:
+        store(None)
+        port = free_port()
+        start = f"from server import app; port = {port}\n"
+        line = f"Escutando em http://:{port} (Redis: , Postgres: )"
+        start += f"print({line!r}, flush=True)\n"
+        command = [sys.executable, "-c", start + program]
+        with service(program=command, PYTHONPATH=str(HERE)) as other:
+            eventually(partial(listens, port))
+            with ThreadPoolExecutor(16) as pool:
+                answers = list(pool.map(lambda _: other.get(), range(400)))
+            self.assertEqual(sorted(answer.number for answer in answers), list(range(1, 401)))
+            states = {answer.text.splitlines()[1] for answer in answers}
+            self.assertEqual(states, {CONNECTED.strip()})
+            for method in ("GET", "HEAD", "POST"):
+                for path in ("/", "/reset", "/health", "/nada"):
+                    answer, ours = other.get(path, method), self.web.get(path, method)
+                    self.assertEqual(
+                        (answer.status, bool(answer.text)), (ours.status, method != "HEAD")
+                    )
+                    self.assertEqual(answer.headers["Content-Type"], ours.headers["Content-Type"])
+            other.end(signal.SIGKILL)
+
+    def test_it_asks_for_nothing_that_wsgi_does_not_promise(self) -> None:
+        done = run_python(
             "from wsgiref.util import setup_testing_defaults\n"
             "from server import app\n"
             "environ = {}\n"
             "setup_testing_defaults(environ)\n"
             "del environ['PATH_INFO']\n"
             "print(b''.join(app(environ, lambda status, headers: None)).decode(), end='')"
-        )
-        variables = {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "PYTHONPATH": str(HERE)}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=os.environ | variables, capture_output=True, text=True, timeout=10
         )
         self.assertEqual((done.stdout, done.stderr), (f"Contador: 1\n{CONNECTED}", ""))
 
@@ -383,7 +283,9 @@ class TestAnswers(unittest.TestCase):
         }
         gone = self.web.connect()
         clients = [
-            (self.web.connect(), request, status) for request, (count, status) in requests.items() for _ in range(count)
+            (self.web.connect(), request, status)
+            for request, (count, status) in requests.items()
+            for _ in range(count)
         ]
         for connection, _, _ in clients:
             self.addCleanup(connection.close)
@@ -393,33 +295,38 @@ class TestAnswers(unittest.TestCase):
         for connection, request, _ in clients:
             connection.sendall(request)
         gone.sendall(VISIT)
-        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # its end is a reset
+        # Its end is a reset. It may be counted, as nothing tells that it has gone.
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         gone.close()
-        self.web.process.send_signal(signal.SIGCONT)
+        self.web.thaw()
         numbers = []
         for connection, request, status in clients:
             received = connection.recv(65536)
             self.assertEqual(int(received.split(b" ")[1]), status, request[:60])
             numbers += [int(found) for found in re.findall(rb"Contador: (\d+)", received)]
-        self.assertEqual(sorted(numbers), list(range(1, 16)))
-        self.assertEqual((stored(), commands("incrby") - before), (b"15", 1))
+        self.assertEqual((len(set(numbers)), len(numbers)), (15, 15))
+        self.assertEqual(commands("incrby") - before, 1)
+        self.assertIn(stored(), (b"15", b"16"))
+        self.assertTrue(set(numbers) <= set(range(1, int(stored() or 0) + 1)))
         self.web.get()
         self.assertEqual(commands("incrby") - before, 2)
 
     def test_a_batch_in_which_redis_fails_answers_503_to_each(self) -> None:
-        self.addCleanup(cache.signal, signal.SIGCONT)
+        self.addCleanup(servers.cache.signal, signal.SIGCONT)
         clients = [self.web.connect() for _ in range(9)]
         for connection in clients:
             self.addCleanup(connection.close)
         self.web.get("/health")
-        cache.signal(signal.SIGSTOP)
+        servers.cache.signal(signal.SIGSTOP)
         self.web.freeze()
         for connection in clients:
             connection.sendall(VISIT)
-        self.web.process.send_signal(signal.SIGCONT)
+        self.web.thaw()
         for connection in clients:
-            self.assertIn("indisponível (tempo esgotado)\n" + CONNECTED, connection.recv(65536).decode())
-        cache.signal(signal.SIGCONT)
+            self.assertIn(
+                "indisponível (tempo esgotado)\n" + CONNECTED, connection.recv(65536).decode()
+            )
+        servers.cache.signal(signal.SIGCONT)
         eventually(lambda: self.web.get("/health").status == 200)
         self.assertIn(stored(), (None, b"9"))  # sent once: Redis may carry it out when it goes on
 
@@ -427,52 +334,57 @@ class TestAnswers(unittest.TestCase):
 class TestSettings(unittest.TestCase):
     """The variables: what they mean, and how a bad one is told."""
 
-    def refused(self, name: str, value: str) -> None:
-        environment = {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "PORT": "0", name: value}
-        done = subprocess.run(
-            [sys.executable, HERE / "server.py"],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-        self.assertEqual(done.returncode, 2, value)
-        self.assertRegex(done.stderr, rf"\A{name}: [^\n]+\n\Z")
+    def refused(self, pattern: str, **environment: str) -> None:
+        done = run_server(**environment)
+        self.assertEqual(done.returncode, 2, environment)
+        self.assertRegex(done.stderr, rf"\A{pattern}\n\Z")
         self.assertNotIn("segredo", done.stderr + done.stdout)
 
     def test_a_bad_value_is_one_line_and_status_2(self) -> None:
-        for name, values in {
-            "REDIS_URL": ["http://cache", "cache:6379", "redis://:segredo@cache:port/0", "redis://cache/0?segredo=1"],
-            "DATABASE_URL": [
-                "mysql://db/x",
-                "db",
-                "postgresql://u:segredo@db:x/y",
-                "postgresql://u:p@segredo#x/w@db/y",
-                "postgresql://db/x?sslmode=segredo",
-                "postgresql://db/x?segredo=1",
-            ],
-            "PORT": ["x", "-1", "65536", "5e3"],
-            "ACCESS_LOG": ["sim", "2"],
-        }.items():
-            for value in values:
-                with self.subTest(name=name, value=value):
-                    self.refused(name, value)
+        for name, (parse, values) in BAD_VALUES.items():
+            pattern = rf"{name}: valor inválido; esperado: [^\n]+"
+            self.refused(pattern, **{name: values[0]})
+            for value in values[1:]:
+                errors = (ValueError, TypeError, OSError)
+                with self.subTest(name=name, value=value), self.assertRaises(errors):
+                    parse(value)
 
     def test_a_port_in_use_is_told(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            environment = {"REDIS_URL": cache.url, "HOST": "127.0.0.1", "PORT": str(taken.getsockname()[1])}
-            done = subprocess.run(
-                [sys.executable, HERE / "server.py"], env=os.environ | environment, capture_output=True, text=True
-            )
-        self.assertEqual(done.returncode, 2)
-        self.assertRegex(done.stderr, r"\AHOST, PORT: [^\n]+ já está em uso\n\Z")
+            port = str(taken.getsockname()[1])
+            self.refused(r"HOST, PORT: [^\n]+ já está em uso", PORT=port)
+
+    def test_a_host_that_is_none_is_told(self) -> None:
+        for host in ("..", "nada.invalid", "192.0.2.1"):  # the last is nobody's (RFC 5737)
+            self.refused(r"HOST, PORT: não foi possível escutar em [^\n]+", HOST=host)
+
+    def test_who_imports_it_gets_an_exception_that_says_which_setting_is_bad(self) -> None:
+        program = (
+            "from contador.settings import BadSetting\n"
+            "try:\n"
+            "    import server\n"
+            "except BadSetting as error:\n"
+            "    print(error)\n"
+        )
+        done = run_python(program, DATABASE_URL="segredo")
+        self.assertRegex(done.stdout, r"\ADATABASE_URL: valor inválido; esperado: .+\n\Z")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        done = run_python("import server", PORT="segredo")
+        self.assertIn("BadSetting: PORT: valor inválido", done.stderr)
+        self.assertNotIn("segredo", done.stderr)
+
+    def test_python_has_nothing_to_warn_of(self) -> None:
+        with service(program=[sys.executable, "-W", "error", HERE / "server.py"]) as web:
+            self.assertEqual(web.get().status, 200)
 
     def test_an_empty_variable_is_an_absent_one(self) -> None:
         with service(ACCESS_LOG="", POSTGRES_PASSWORD="") as web:
             self.assertEqual(web.get().status, 200)
+            web.end()
+        self.assertIn('"GET / HTTP/1.1" 200', web.lines[-1])
 
     def test_any_password_works_as_it_is(self) -> None:
-        url = f"postgresql://postgres@127.0.0.1:{db.port}/postgres"
+        url = f"postgresql://postgres@127.0.0.1:{servers.db.port}/postgres"
         with service(DATABASE_URL=url, POSTGRES_PASSWORD=PASSWORD) as web:
             self.assertIn(CONNECTED, web.get().text)
 
@@ -481,18 +393,21 @@ class TestSettings(unittest.TestCase):
             self.assertIn(CONNECTED, web.get().text)
 
     def test_a_unix_socket_serves_as_well(self) -> None:
-        path = FOLDER / "redis.sock"
-        other = Redis(FOLDER / "unix", "--unixsocket", str(path))
+        path = servers.folder / "redis.sock"
+        other = Redis(servers.folder / "unix", "--unixsocket", str(path))
         other.start()
         self.addCleanup(other.kill)
-        url = f"postgresql://postgres:{quote(PASSWORD, safe='')}@/postgres?host={db.folder}&port={db.port}"
+        password = quote(PASSWORD, safe="")
+        sockets = servers.db.socket_folder
+        place = f"host={sockets}&port={servers.db.port}"
+        url = f"postgresql://postgres:{password}@/postgres?{place}"
         with service(REDIS_URL=f"unix://{path}", DATABASE_URL=url) as web:
             self.assertEqual(web.get().text, f"Contador: 1\n{CONNECTED}")
-            self.assertIn(f"(Redis: {path}, Postgres: {db.folder})", web.lines[0])
+            self.assertIn(f"(Redis: {path}, Postgres: {sockets})", web.lines[0])
 
     def test_sslmode_require_does_without_nothing_less(self) -> None:
-        with service(DATABASE_URL=db.url + "?sslmode=require") as web:
-            self.assertIn("Postgres: indisponível (", web.get().text)
+        with service(DATABASE_URL=servers.db.url + "?sslmode=require") as web:
+            self.assertIn("Postgres: indisponível (o Postgres não aceita TLS)\n", web.get().text)
 
     def test_ipv6(self) -> None:
         with service(HOST="::1") as web:
@@ -502,14 +417,30 @@ class TestSettings(unittest.TestCase):
     def test_what_is_wrong_is_said_in_a_phrase(self) -> None:
         refused = f"127.0.0.1:{free_port()}"
         for reason, name, url in (
-            ("conexão recusada", "DATABASE_URL", f"postgresql://postgres:segredo@{refused}/postgres"),
-            ("host não encontrado", "DATABASE_URL", "postgresql://postgres:segredo@nada.invalid/postgres"),
-            ("senha recusada", "DATABASE_URL", f"postgresql://postgres:segredo@127.0.0.1:{db.port}/postgres"),
-            ("senha recusada", "DATABASE_URL", f"postgresql://postgres@127.0.0.1:{db.port}/postgres"),
-            ("banco inexistente", "DATABASE_URL", db.url + "x"),
+            (
+                "conexão recusada",
+                "DATABASE_URL",
+                f"postgresql://postgres:segredo@{refused}/postgres",
+            ),
+            (
+                "host não encontrado",
+                "DATABASE_URL",
+                "postgresql://postgres:segredo@nada.invalid/postgres",
+            ),
+            (
+                "senha recusada",
+                "DATABASE_URL",
+                f"postgresql://postgres:segredo@127.0.0.1:{servers.db.port}/postgres",
+            ),
+            (
+                "senha recusada",
+                "DATABASE_URL",
+                f"postgresql://postgres@127.0.0.1:{servers.db.port}/postgres",
+            ),
+            ("banco inexistente", "DATABASE_URL", servers.db.url + "x"),
             ("conexão recusada", "REDIS_URL", f"redis://:segredo@{refused}/0"),
             ("host não encontrado", "REDIS_URL", "redis://:segredo@nada.invalid/0"),
-            ("senha recusada", "REDIS_URL", f"redis://u:segredo@127.0.0.1:{cache.port}/0"),
+            ("senha recusada", "REDIS_URL", f"redis://u:segredo@127.0.0.1:{servers.cache.port}/0"),
         ):
             with self.subTest(reason=reason, url=url), service(**{name: url}) as web:
                 answer = web.get()
@@ -520,7 +451,9 @@ class TestSettings(unittest.TestCase):
                 )
                 self.assertIn(line, answer.text.splitlines())
                 self.assertEqual(answer.status, 200 if name == "DATABASE_URL" else 503)
-                self.assertEqual(answer.headers["Retry-After"], None if name == "DATABASE_URL" else "1")
+                self.assertEqual(
+                    answer.headers["Retry-After"], None if name == "DATABASE_URL" else "1"
+                )
                 self.assertEqual(web.get("/health").status, 503)
                 web.end()
                 self.assertNotIn("segredo", answer.text + "".join(web.lines))
@@ -534,18 +467,21 @@ class TestSettings(unittest.TestCase):
             for name in ("Contador", "Redis"):
                 self.assertEqual(
                     web.get("/" if name == "Contador" else "/health").text,
-                    f"{name}: indisponível (host não encontrado)\nPostgres: indisponível (conexão recusada)\n",
+                    f"{name}: indisponível (host não encontrado)\n"
+                    "Postgres: indisponível (conexão recusada)\n",
                 )
 
     def test_what_speaks_another_protocol_is_unavailable(self) -> None:
         swapped = {
-            "REDIS_URL": f"redis://127.0.0.1:{db.port}/0",
-            "DATABASE_URL": f"postgresql://u:p@127.0.0.1:{cache.port}/x",
+            "REDIS_URL": f"redis://127.0.0.1:{servers.db.port}/0",
+            "DATABASE_URL": f"postgresql://u:p@127.0.0.1:{servers.cache.port}/x",
         }
         with service(**swapped) as web:
             answer = web.get()
             self.assertEqual(answer.status, 503)
-            self.assertRegex(answer.text, r"\AContador: indisponível \(.+\)\nPostgres: indisponível \(.+\)\n\Z")
+            self.assertRegex(
+                answer.text, r"\AContador: indisponível \(.+\)\nPostgres: indisponível \(.+\)\n\Z"
+            )
             self.assertLess(answer.seconds, LIMIT)
 
 
@@ -556,14 +492,14 @@ class TestFaults(unittest.TestCase):
         store(None)
         self.web = Service()
         self.addCleanup(self.web.end_once)
-        for server in (cache, db):
+        for server in (servers.cache, servers.db):
             self.addCleanup(revive, server)
         self.web.get()
 
     def test_after_a_restart_the_first_request_succeeds(self) -> None:
         with ThreadPoolExecutor(8) as pool:  # so that there are connections that go stale
             list(pool.map(lambda _: self.web.get(), range(100)))
-        for server in (cache, db):
+        for server in (servers.cache, servers.db):
             server.stop()
             server.start()
             before = int(stored() or 0)
@@ -571,55 +507,57 @@ class TestFaults(unittest.TestCase):
                 self.assertEqual(self.web.get().text, f"Contador: {number}\n{CONNECTED}")
 
     def test_without_postgres_visits_still_count(self) -> None:
-        db.stop()
+        servers.db.stop()
         for number in (2, 3):
             answer = self.web.get()
             self.assertEqual(
-                (answer.status, answer.text), (200, f"Contador: {number}\nPostgres: indisponível (conexão recusada)\n")
+                (answer.status, answer.text),
+                (200, f"Contador: {number}\nPostgres: indisponível (conexão recusada)\n"),
             )
-        self.assertEqual(self.web.get("/health").text, "Redis: conectado\nPostgres: indisponível (conexão recusada)\n")
+        self.assertEqual(
+            self.web.get("/health").text,
+            "Redis: conectado\nPostgres: indisponível (conexão recusada)\n",
+        )
         self.assertEqual(self.web.get("/health").status, 503)
-        db.start()
+        servers.db.start()
         self.assertEqual(self.web.get().text, f"Contador: 4\n{CONNECTED}")
         self.web.end()
         news = [line for line in self.web.lines if line.startswith("Postgres")]
-        self.assertEqual(news, ["Postgres: indisponível (conexão recusada)\n", "Postgres: conectado de novo\n"])
+        self.assertEqual(
+            news, ["Postgres: indisponível (conexão recusada)\n", "Postgres: conectado de novo\n"]
+        )
 
     def test_under_load_postgres_can_go_and_come(self) -> None:
         load = Load(self.web.port)
         self.addCleanup(load.stop)
         load.more(100)
-        healthy = load.rate()
-        db.stop()
-        rate = load.rate()
-        db.start()
-        started = time.monotonic()
-        load.more(1, CONNECTED)
-        self.assertLess(time.monotonic() - started, 1)
-        self.assertGreater(rate, min(healthy, load.rate()) / 2)  # of before and after: machines get slower, too
+        servers.db.stop()
+        load.more(100, r"Contador: \d+\nPostgres: indisponível")
+        servers.db.start()
+        load.more(100, CONNECTED)
         answers = load.stop()
         self.assertEqual(({answer.status for answer in answers}, load.lost), ({200}, []))
         self.assertLess(max(answer.seconds for answer in answers), LIMIT)
-        self.assertTrue(all(CONNECTED in answer.text for answer in answers[-50:]))
 
     def test_without_redis_it_says_so_at_once_and_counts_on_afterwards(self) -> None:
-        cache.stop()
+        servers.cache.stop()
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: self.web.get(), range(64)))
         for answer in answers:
             self.assertEqual(
-                (answer.status, answer.text), (503, f"Contador: indisponível (conexão recusada)\n{CONNECTED}")
+                (answer.status, answer.text),
+                (503, f"Contador: indisponível (conexão recusada)\n{CONNECTED}"),
             )
             self.assertTrue(answer.headers["Retry-After"])
-        self.assertLess(median(answer.seconds for answer in answers), 0.05)
         self.assertEqual(self.web.get("/reset").status, 503)
         self.assertEqual(self.web.get("/reset", "HEAD").status, 503)
-        cache.start()
+        servers.cache.start()
         self.assertEqual(self.web.get().text, f"Contador: 2\n{CONNECTED}")
         self.web.end()
         self.assertEqual(sum(line.startswith("Redis") for line in self.web.lines), 2)
 
     def test_frozen_backends_hold_nobody_up_and_no_visit_counts_twice(self) -> None:
+        cache, db = servers.cache, servers.db
         names = (("Contador", cache), ("Postgres", db))
         for frozen in ([db], [cache], [cache, db]):
             with self.subTest(frozen=[type(server).__name__ for server in frozen]):
@@ -627,28 +565,32 @@ class TestFaults(unittest.TestCase):
                 load = Load(self.web.port)
                 self.addCleanup(load.stop)
                 load.more(100)
-                healthy = load.rate()
                 for server in frozen:
                     server.signal(signal.SIGSTOP)
-                lines = [f"{name}: indisponível .tempo esgotado.\n" for name, server in names if server in frozen]
-                load.more(1, "".join(lines))  # all that is frozen has been noticed
-                rate = load.rate()
+                lines = [
+                    f"{name}: indisponível .tempo esgotado.\n"
+                    for name, server in names
+                    if server in frozen
+                ]
+                load.more(50, "".join(lines))
                 for server in frozen:
                     server.signal(signal.SIGCONT)
                 load.more(50, rf"Contador: \d+\n{CONNECTED}")
-                healthy = min(healthy, load.rate())
                 answers = load.stop()
                 self.assertEqual(load.lost, [])
                 self.assertLess(max(answer.seconds for answer in answers), LIMIT)
-                self.assertGreater(rate, healthy / 2)
                 numbers = [answer.number for answer in answers if answer.status == 200]
                 self.assertEqual(len(set(numbers)), len(numbers))
                 for name, server in names:
-                    noticed = any(f"{name}: indisponível (tempo esgotado)\n" in answer.text for answer in answers)
+                    noticed = any(
+                        f"{name}: indisponível (tempo esgotado)\n" in answer.text
+                        for answer in answers
+                    )
                     self.assertEqual(noticed, server in frozen)
-                self.assertEqual({answer.status for answer in answers}, {200, 503} if cache in frozen else {200})
+                self.assertEqual(
+                    {answer.status for answer in answers}, {200, 503} if cache in frozen else {200}
+                )
                 self.assertLessEqual(len(numbers), int(stored() or 0) - before)
-                self.assertLessEqual(int(stored() or 0) - before, load.sent)
 
     def test_addresses_that_swallow_packets_hold_nobody_up(self) -> None:
         with full_backlog() as port:
@@ -657,48 +599,68 @@ class TestFaults(unittest.TestCase):
                 "DATABASE_URL": f"postgresql://u:p@127.0.0.1:{port}/x",
             }
             for names in (["REDIS_URL"], ["DATABASE_URL"], ["REDIS_URL", "DATABASE_URL"]):
-                with self.subTest(names=names), service(**{name: nowhere[name] for name in names}) as web:
+                with (
+                    self.subTest(names=names),
+                    service(**{name: nowhere[name] for name in names}) as web,
+                ):
                     with ThreadPoolExecutor(8) as pool:
                         answers = list(pool.map(lambda _: web.get(), range(64)))
                     self.assertLess(max(answer.seconds for answer in answers), LIMIT)
-                    self.assertEqual({answer.status for answer in answers}, {503 if "REDIS_URL" in names else 200})
-                    self.assertTrue(all("indisponível (tempo esgotado)" in answer.text for answer in answers))
+                    self.assertEqual(
+                        {answer.status for answer in answers},
+                        {503 if "REDIS_URL" in names else 200},
+                    )
+                    self.assertTrue(
+                        all("indisponível (tempo esgotado)" in answer.text for answer in answers)
+                    )
 
     def test_a_slow_resolver_holds_nobody_up(self) -> None:
         urls = {"REDIS_URL": "redis://lento:1/0", "DATABASE_URL": "postgresql://u:p@lento:1/x"}
         for names in (["DATABASE_URL"], ["REDIS_URL", "DATABASE_URL"]):
-            with service(program=slow_to_find("lento", 5), **{name: urls[name] for name in names}) as web:
+            with service(
+                program=slow_to_find("lento", 5), **{name: urls[name] for name in names}
+            ) as web:
                 with ThreadPoolExecutor(8) as pool:
                     answers = list(pool.map(lambda _: web.get(), range(64)))
                 self.assertLess(max(answer.seconds for answer in answers), LIMIT)
-                self.assertTrue(all("indisponível (tempo esgotado)" in answer.text for answer in answers))
-                self.assertLess(len(os.listdir(f"/proc/{web.process.pid}/task")) if sys.platform == "linux" else 0, 20)
+                self.assertTrue(
+                    all("indisponível (tempo esgotado)" in answer.text for answer in answers)
+                )
+                self.assertLess(
+                    len(os.listdir(f"/proc/{web.process.pid}/task"))
+                    if sys.platform == "linux"
+                    else 0,
+                    20,
+                )
 
     def test_a_connection_that_comes_late_serves_later(self) -> None:
-        url = f"redis://localhost:{cache.port}/0"
+        url = f"redis://localhost:{servers.cache.port}/0"
         with service(program=slow_to_find("localhost", 0.7), REDIS_URL=url) as web:
-            self.assertEqual(web.get().text, f"Contador: indisponível (tempo esgotado)\n{CONNECTED}")
+            self.assertEqual(
+                web.get().text, f"Contador: indisponível (tempo esgotado)\n{CONNECTED}"
+            )
             time.sleep(1)  # until it is surely there: nothing outside shows it
-            cache.stop()  # and has gone again, unused
-            cache.start()
+            servers.cache.stop()  # and has gone again, unused
+            servers.cache.start()
             self.assertEqual(web.get().status, 503)  # the next one takes as long
             eventually(lambda: web.get().text == f"Contador: 2\n{CONNECTED}")
 
     def test_redis_out_of_memory_is_told_and_passes(self) -> None:
-        with redis.Redis(port=cache.port) as client:
+        with servers.client() as client:
             client.config_set("maxmemory", "1")
-            self.addCleanup(lambda: redis.Redis(port=cache.port).config_set("maxmemory", "0"))
+            self.addCleanup(lambda: servers.client().config_set("maxmemory", "0"))
             answer = self.web.get()
             self.assertEqual(
-                (answer.status, answer.text), (503, f"Contador: indisponível (memória do Redis esgotada)\n{CONNECTED}")
+                (answer.status, answer.text),
+                (503, f"Contador: indisponível (memória do Redis esgotada)\n{CONNECTED}"),
             )
             self.assertTrue(answer.headers["Retry-After"])
             client.config_set("maxmemory", "0")
         self.assertEqual(self.web.get().number, 2)
 
     def test_redis_without_a_disk_is_told_and_passes(self) -> None:
-        (cache.folder / "dump.rdb").mkdir()  # where the snapshot should go
-        with redis.Redis(port=cache.port) as client:
+        (servers.cache.folder / "dump.rdb").mkdir()  # where the snapshot should go
+        with servers.client() as client:
             client.config_set("save", "3600 1")
             client.bgsave()
             eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
@@ -707,32 +669,45 @@ class TestFaults(unittest.TestCase):
                 (answer.status, answer.text.splitlines()[0]),
                 (503, "Contador: indisponível (o Redis não consegue gravar em disco)"),
             )
-            (cache.folder / "dump.rdb").rmdir()
+            (servers.cache.folder / "dump.rdb").rmdir()
             client.bgsave()
             eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
             client.config_set("save", "")
         self.assertEqual(self.web.get().number, 2)
 
-    @unittest.skipUnless(hasattr(resource, "prlimit"), "only Linux can take a running server's disk away")
+    @unittest.skipUnless(
+        hasattr(resource, "prlimit"), "only Linux can take a running server's disk away"
+    )
     def test_a_full_disk_is_told_and_passes(self) -> None:
-        other = Redis(FOLDER / "full")
+        other = Redis(servers.folder / "full")
         other.command = ["sh", "-c", 'trap "" XFSZ; exec "$@"', "sh", *other.command]
         other.start()
         self.addCleanup(other.kill)
         assert other.process
         with service(REDIS_URL=other.url) as web:
             self.assertEqual(web.get().number, 1)
-            time.sleep(1.1)  # a write that meets the fsync of each second is put off, and its failure comes later
-            with redis.Redis(port=other.port) as client:
+            time.sleep(
+                1.1
+            )  # a write that meets the fsync of each second is put off, and its failure comes later
+            with redis.Redis(port=other.port, socket_timeout=SECONDS) as client:
                 eventually(lambda: client.info("persistence")["aof_pending_bio_fsync"] == 0)
             resource.prlimit(other.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
-            self.assertEqual(web.get().number, 2)  # the last that Redis takes: it can't write it yet
+            self.assertEqual(
+                web.get().number, 2
+            )  # the last that Redis takes: it can't write it yet
             answer = web.get()
             self.assertEqual(
                 (answer.status, answer.text),
-                (503, f"Contador: indisponível (o Redis não consegue gravar em disco)\n{CONNECTED}"),
+                (
+                    503,
+                    f"Contador: indisponível (o Redis não consegue gravar em disco)\n{CONNECTED}",
+                ),
             )
-            resource.prlimit(other.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.prlimit(
+                other.process.pid,
+                resource.RLIMIT_FSIZE,
+                (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+            )
             eventually(lambda: web.get().status == 200)
             self.assertEqual(web.get().number, 4)
 
@@ -740,9 +715,9 @@ class TestFaults(unittest.TestCase):
         load = Load(self.web.port)
         self.addCleanup(load.stop)
         load.more(300)
-        cache.kill()
+        servers.cache.kill()
         load.more(1, "indisponível")
-        cache.start()
+        servers.cache.start()
         numbers = [answer.number for answer in load.stop() if answer.status == 200]
         self.assertEqual((len(set(numbers)), load.lost), (len(numbers), []))
         self.assertGreaterEqual(int(stored() or 0), max(numbers))
@@ -788,7 +763,9 @@ class TestHostile(unittest.TestCase):
                 head, _, body = self.web.raw(data).partition(b"\r\n\r\n")
                 self.assertEqual(head.split(b" ")[1], b"%d" % status)
                 self.assertLess(len(body), 200)
-                self.assertNotRegex((head + body).decode(), "(?i)python|waitress|traceback|sys\\.|int\\(")
+                self.assertNotRegex(
+                    (head + body).decode(), "(?i)python|waitress|traceback|sys\\.|int\\("
+                )
                 self.assertIn(b"Content-Length: %d" % len(body), head.split(b"\r\n"))
         self.assertEqual(stored(), b"7")
         for data in (
@@ -802,7 +779,9 @@ class TestHostile(unittest.TestCase):
 
     def test_a_body_that_waits_for_a_sign_gets_it(self) -> None:
         with self.web.connect() as connection:
-            connection.sendall(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+            connection.sendall(
+                b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+            )
             self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 100 Continue\r\n"))
             connection.sendall(b"abc")
             self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 405 "))
@@ -810,8 +789,8 @@ class TestHostile(unittest.TestCase):
     def test_generated_requests_leave_it_well(self) -> None:
         store(None)
         words = st.sampled_from(
-            b"GET|POST|HEAD| |/|/reset|//|http://[|HTTP/1.1|HTTP/9|\r\n|\n|\r|\0|%|:|\xff|Host: a|Content-Length: |5|"
-            b"Transfer-Encoding: chunked|Expect: 100-continue".split(b"|")
+            b"GET|POST|HEAD| |/|/reset|//|http://[|HTTP/1.1|HTTP/9|\r\n|\n|\r|\0|%|:|\xff|5|"
+            b"Host: a|Content-Length: |Transfer-Encoding: chunked|Expect: 100-continue".split(b"|")
         )
         requests = st.lists(words | st.binary(max_size=8), max_size=24).map(b"".join)
 
@@ -826,23 +805,121 @@ class TestHostile(unittest.TestCase):
         send()
         store(None)
         self.assertEqual([self.web.get().number for _ in range(3)], [1, 2, 3])
-        self.assertFalse([line for line in self.web.lines if "Traceback" in line or "Error" in line.split('"')[0]])
+        self.assertFalse(
+            [
+                line
+                for line in self.web.lines
+                if "Traceback" in line or "Error" in line.split('"')[0]
+            ]
+        )
 
     def test_idle_and_half_sent_connections_lock_nobody_out(self) -> None:
         held = []
         for number in range(1000):
             connection = self.web.connect()
             self.addCleanup(connection.close)
-            connection.sendall(b"GET / HTT" if number % 2 else b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            connection.sendall(
+                b"GET / HTT" if number % 2 else b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+            )
             held.append(connection)
         for connection in held[::2]:
             self.assertIn(b"200 OK", connection.recv(1000))
-        self.assertLess(median(self.web.get().seconds for _ in range(50)), 0.1)
+        self.assertEqual(self.web.get().status, 200)
 
     def test_pipelined_requests_are_all_answered_in_order(self) -> None:
         store(None)
-        answer = self.web.raw(VISIT * 20)
-        self.assertEqual(re.findall(rb"Contador: (\d+)", answer), [b"%d" % number for number in range(1, 21)])
+        self.assertEqual(numbers_in(self.web.raw(VISIT * 20)), list(range(1, 21)))
+
+    def test_a_pipelined_request_gets_its_answer_before_the_next_has_one(self) -> None:
+        with slow_relay(servers.cache.port, 0.2) as port, service(**slow(port)) as web:
+            with web.connect() as connection:
+                connection.sendall(VISIT * 3)
+                first = connection.recv(65536)
+            self.assertEqual((first.count(b"HTTP/1.1 200 OK"), first[-1:]), (1, b"\n"))
+
+    def test_a_path_without_a_slash_is_no_path_of_ours(self) -> None:
+        store("7")
+        for path in (b"reset", b"*", b"health"):
+            self.assertEqual(self.status_of(b"GET", path), 404)
+        self.assertEqual(stored(), b"7")
+        for path in (b"//reset", b"http://a/reset", b"http:/reset"):
+            store("7")
+            self.assertEqual((self.status_of(b"GET", path), stored()), (200, b"0"))
+
+    def test_a_body_has_a_limit(self) -> None:
+        body = b"a" * 65535
+        self.assertEqual(self.status_of(b"POST", b"/", b"Content-Length: 65535", body), 405)
+        self.assertEqual(self.status_of(b"POST", b"/", b"Content-Length: 65536"), 413)
+        chunks = b"f000\r\n" + body[:0xF000] + b"\r\n"
+        header = b"Transfer-Encoding: chunked"
+        self.assertEqual(self.status_of(b"POST", b"/", header, chunks + b"0\r\n\r\n"), 405)
+        with suppress(ConnectionError):  # it may close before all is sent
+            self.assertEqual(self.status_of(b"POST", b"/", header, chunks * 160), 413)
+
+    def status_of(
+        self, method: bytes, path: bytes, header: bytes = b"A: b", body: bytes = b""
+    ) -> int:
+        """Return the status of the answer to a request."""
+        head = method + b" " + path + b" HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n\r\n"
+        return int(self.web.raw(head + body).split(b" ")[1])
+
+
+class TestLimits(unittest.TestCase):
+    """What it uses of the computer: open files, time."""
+
+    def test_with_fewer_files_than_it_needs_it_says_so(self) -> None:
+        with self.assertRaisesRegex(AssertionError, r"\Aulimit -n: são 63 arquivos; .* 64\n\Z"):
+            Service(files=63)
+
+    def test_at_its_limit_of_connections_the_others_wait_and_are_served(self) -> None:
+        for files in (64, 100):
+            with self.subTest(files=files):
+                self.check_limit(files)
+
+    def check_limit(self, files: int) -> None:
+        with service(files=files) as web:
+            held = [web.connect() for _ in range(files)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            # Redis and Postgres are asked for the first time now, which takes files too.
+            self.assertIn(b"Postgres: conectado", held[0].recv(65536))
+            eventually(lambda: len(readable(held[1:])) > files - 40)
+            self.assertNotIn(held[-1], readable(held))
+            for connection in held[:-1]:
+                connection.close()
+            self.assertIn(b"Postgres: conectado", held[-1].recv(65536))
+
+    def test_it_takes_as_many_files_as_it_may(self) -> None:
+        with service(files="-S 64") as web:
+            held = [web.connect() for _ in range(300)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            for connection in held:
+                self.assertIn(b"Postgres: conectado", connection.recv(65536))
+
+    def test_it_sleeps_while_nobody_asks(self) -> None:
+        program = (
+            "import threading, time, server\n"
+            "def measure():\n"
+            "    time.sleep(0.5)\n"
+            "    before = time.process_time()\n"
+            "    time.sleep(1)\n"
+            "    print('CPU', time.process_time() - before, flush=True)\n"
+            "threading.Thread(target=measure).start()\n"
+            "server.main()\n"
+        )
+        command = [sys.executable, "-c", program]
+        with service(program=command, PYTHONPATH=str(HERE)) as web, web.connect():
+            web.get()
+            eventually(lambda: any(line.startswith("CPU") for line in web.lines))
+            used = next(line.split()[1] for line in web.lines if line.startswith("CPU"))
+        self.assertLess(float(used), 0.1)
+
+    def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
+        for seconds in idle.seconds():
+            self.assertTrue(19 < seconds < 27, seconds)
 
 
 class TestLogAndStop(unittest.TestCase):
@@ -851,7 +928,7 @@ class TestLogAndStop(unittest.TestCase):
     def test_a_line_per_request(self) -> None:
         with service() as web:
             web.get()
-            web.get("/nada")
+            size = str(len(web.get("/nada").text.encode()))
             web.get("/health")
             web.get(method="HEAD")
             web.raw(b'GET /"\\ HTTP/1.1\r\nHost: a\r\n\r\n')
@@ -859,24 +936,28 @@ class TestLogAndStop(unittest.TestCase):
             web.raw(b"GET /\r127.0.0.1 HTTP/1.1\r\nHost: a\r\n\r\n")  # malformed: no line
             web.end()
         found = [
-            re.fullmatch(r'127\.0\.0\.1 - - \[(.+)\] "(.*)" (\d+) (\d+|-) \d+\.\d ms\n', line) for line in web.lines[1:]
+            re.fullmatch(r'127\.0\.0\.1 - - \[(.+)\] "(.*)" (\d+) (\d+|-) \d+\.\d ms\n', line)
+            for line in web.lines[1:]
         ]
         self.assertTrue(all(found), web.lines)
         self.assertEqual(
-            [match.group(2, 3) for match in found if match],
+            [match.group(2, 3, 4) for match in found if match],
             [
-                ("GET / HTTP/1.1", "200"),
-                ("GET /nada HTTP/1.1", "404"),
-                ("HEAD / HTTP/1.1", "200"),
-                ('GET /\\"\\\\ HTTP/1.1', "404"),
-                (r"GET /\x1b[2J HTTP/1.1", "404"),
+                ("GET / HTTP/1.1", "200", "32"),
+                ("GET /nada HTTP/1.1", "404", size),
+                ("HEAD / HTTP/1.1", "200", "-"),
+                ('GET /\\"\\\\ HTTP/1.1', "404", size),
+                (r"GET /\x1b[2J HTTP/1.1", "404", size),
             ],
         )
         for match in found:
-            time.strptime(match[1] if match else "", "%d/%b/%Y:%H:%M:%S %z")
+            told = datetime.strptime(match[1] if match else "", "%d/%b/%Y:%H:%M:%S %z")
+            self.assertLess(abs((datetime.now(UTC) - told).total_seconds()), SECONDS)
 
     def test_a_defect_is_told_to_the_log_and_not_to_the_client(self) -> None:
-        program = "import server\nserver.ROUTES['/defeito'] = lambda batch, head: 1 / 0\nserver.main()\n"
+        program = (
+            "import server\nserver.ROUTES['/defeito'] = lambda batch, head: 1 / 0\nserver.main()\n"
+        )
         with service(program=[sys.executable, "-c", program], PYTHONPATH=str(HERE)) as web:
             for _ in range(2):
                 answer = web.get("/defeito")
@@ -909,7 +990,12 @@ class TestLogAndStop(unittest.TestCase):
                 port = free_port()
                 program = subprocess.Popen(
                     [sys.executable, HERE / "server.py"],
-                    env=os.environ | {"REDIS_URL": cache.url, "DATABASE_URL": db.url, "PORT": str(port)},
+                    env=os.environ
+                    | {
+                        "REDIS_URL": servers.cache.url,
+                        "DATABASE_URL": servers.db.url,
+                        "PORT": str(port),
+                    },
                     stdout=log,
                     stderr=subprocess.DEVNULL,
                 )
@@ -918,7 +1004,8 @@ class TestLogAndStop(unittest.TestCase):
                 self.assertEqual([Answer(port).status for _ in range(3)], [200] * 3)
                 program.send_signal(signal.SIGTERM)
                 status = program.wait(5)
-                self.assertIn(status, (0, 120))  # 120: Python tells that the last lines are lost (see its sys.exit)
+                # 120: Python tells that the last lines are lost (see its sys.exit).
+                self.assertIn(status, (0, 120))
 
     def test_it_ends_at_once_when_idle(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -931,26 +1018,28 @@ class TestLogAndStop(unittest.TestCase):
             self.assertNotIn("Traceback", "".join(web.lines))
 
     def test_a_request_in_progress_gets_its_answer(self) -> None:
-        self.addCleanup(cache.signal, signal.SIGCONT)
+        self.addCleanup(servers.cache.signal, signal.SIGCONT)
         with service() as web, ThreadPoolExecutor(1) as pool:
             web.get()
-            cache.signal(signal.SIGSTOP)
+            servers.cache.signal(signal.SIGSTOP)
             answer = pool.submit(web.get)
             time.sleep(0.1)  # until the request is surely there: nothing outside shows it
             web.end()
-            self.assertEqual((answer.result().status, answer.result().headers["Connection"]), (503, "close"))
+            self.assertEqual(
+                (answer.result().status, answer.result().headers["Connection"]), (503, "close")
+            )
 
     def test_a_last_request_is_answered_though_another_takes_all_the_time(self) -> None:
-        self.addCleanup(cache.signal, signal.SIGCONT)
+        self.addCleanup(servers.cache.signal, signal.SIGCONT)
         with service() as web:
             first, second = (web.connect() for _ in range(2))
             web.get()
-            cache.signal(signal.SIGSTOP)
+            servers.cache.signal(signal.SIGSTOP)
             web.process.send_signal(signal.SIGTERM)
             with first, second:
                 time.sleep(0.05)  # until it has surely begun to stop
                 first.sendall(VISIT)
-                time.sleep(0.2)  # while the first is waited for, and within the time for a last request
+                time.sleep(0.2)  # the first is waited for; within the time for a last request
                 second.sendall(VISIT)
                 received = [read_all(each) for each in (first, second)]
             web.end(0)  # SIGTERM has been sent
@@ -968,7 +1057,7 @@ class TestLogAndStop(unittest.TestCase):
             for connection in backlog:
                 connection.sendall(VISIT)
             web.process.send_signal(signal.SIGTERM)
-            web.process.send_signal(signal.SIGCONT)
+            web.thaw()
             time.sleep(0.1)  # a last request, within the time for one
             idle.sendall(VISIT)
             received = [read_all(connection) for connection in [pipelined, idle, *backlog]]
@@ -978,6 +1067,25 @@ class TestLogAndStop(unittest.TestCase):
         self.assertEqual([text.count(b"Contador: ") for text in received], [5] + [1] * 21)
         self.assertEqual([text.count(b"Connection: close\r\n") for text in received], [1] * 22)
         self.assertEqual(stored(), b"26")
+
+    def test_the_stop_has_a_deadline_and_what_was_counted_is_answered(self) -> None:
+        store(None)
+        with slow_relay(servers.cache.port, 0.2) as port, service(**slow(port)) as web:
+            with web.connect() as connection:
+                connection.sendall(VISIT * 100)
+                received = connection.recv(65536)
+                web.process.send_signal(signal.SIGTERM)
+                started = time.monotonic()
+                eventually(lambda: not listens(web.port), 2)  # while it finishes
+                self.assertIsNone(web.process.poll())
+                received += read_all(connection)
+            web.end(0)  # SIGTERM has been sent
+            elapsed = time.monotonic() - started
+        self.assertLess(elapsed, 8)
+        self.assertGreater(elapsed, 5)  # it does not give up early
+        numbers = numbers_in(received)
+        self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
+        self.assertEqual(int(stored() or 0), len(numbers))
 
     def test_under_load_every_accepted_request_gets_a_whole_answer(self) -> None:
         store(None)
@@ -989,48 +1097,15 @@ class TestLogAndStop(unittest.TestCase):
             web.end()
             self.assertLess(time.monotonic() - started, 2)
             answers = load.stop()
-        # Reset, if it came between the last that was accepted and the end of the listener.
-        self.assertLessEqual({type(error) for error in load.lost}, {ConnectionRefusedError, ConnectionResetError})
-        self.assertEqual(sorted(answer.number for answer in answers), list(range(1, int(stored() or 0) + 1)))
-
-
-class TestRun(unittest.TestCase):
-    """``make run``: three servers with one command, and the counter kept."""
-
-    def test_it_serves_stops_together_and_counts_on(self) -> None:
-        folder = FOLDER / "checkout"
-        (folder / "tools").mkdir(parents=True)
-        for module in ("server.py", "tools/servers.py"):
-            shutil.copy(HERE / module, folder / module)
-        folder.chmod(0o700)
-        for number, stop in ((1, signal.SIGTERM), (2, signal.SIGINT)):
-            environment = {
-                name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")
-            }
-            port = free_port()
-            program = subprocess.Popen(
-                [sys.executable, folder / "tools/servers.py"],
-                env=environment | {"PORT": str(port)},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            with program:
-                assert program.stdout
-                self.assertIn(f"Escutando em http://127.0.0.1:{port}", program.stdout.readline())
-                self.assertEqual(Answer(port).text, f"Contador: {number}\n{CONNECTED}")
-                second = subprocess.run(
-                    [sys.executable, folder / "tools/servers.py"],
-                    env=environment | {"PORT": str(port)},
-                    capture_output=True,
-                    text=True,
-                    timeout=10,
-                )
-                self.assertEqual(second.returncode, 2)
-                self.assertIn(f"A porta {port} não está livre", second.stdout)
-                program.send_signal(stop)
-                self.assertEqual(program.wait(10), 0)
-        running = subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout
-        self.assertNotIn(str(folder), running)
+        # Reset, once a client, if it came between the last accepted and the end of the listener.
+        resets = [error for error in load.lost if isinstance(error, ConnectionResetError)]
+        self.assertLessEqual(len(resets), 8)
+        self.assertLessEqual(
+            {type(error) for error in load.lost}, {ConnectionRefusedError, ConnectionResetError}
+        )
+        self.assertEqual(
+            sorted(answer.number for answer in answers), list(range(1, int(stored() or 0) + 1))
+        )
 
 
 if __name__ == "__main__":

@@ -67,6 +67,10 @@ def end_on_signals() -> None:
     """Let the program clean up and end where the terminal, or somebody, asks for its end."""
     for each in ENDING:
         signal.signal(each, end)
+    # A command that asks the terminal for something fails: its group is not the terminal's, and
+    # would be stopped until it is.
+    for each in (signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
@@ -106,7 +110,8 @@ def difference(step: Step, status: int, printed: str) -> str:
         return ""
     shown = printed.splitlines()
     diff = difflib.unified_diff(expected, shown, step.where, "impresso", lineterm="")
-    return "\n".join([f"{step.where}: {step.command}", f"(código {status})", *diff])
+    what = step.edit.told() if step.edit else step.command
+    return "\n".join([f"{step.where}: {what}", f"(código {status})", *diff])
 
 
 class Group:
@@ -189,10 +194,9 @@ class Console:
         here = shown.replace(f"localhost:{SHOWN_PORT}", f"localhost:{self.port}")
         return ["bash", "-c", NAMES.sub(PROJECT, here)]
 
-    def printed(self, output: Path) -> str:
-        """Return what a command has printed, as the documents show it: names, and ends of lines."""
-        text = output.read_text(encoding="utf-8", errors="replace")
-        text = text.replace(PROJECT, SHOWN_PROJECT).replace(self.port, SHOWN_PORT)
+    def as_documented(self, printed: str) -> str:
+        """Return what has been printed as the documents show it: names, and ends of lines."""
+        text = printed.replace(PROJECT, SHOWN_PROJECT).replace(self.port, SHOWN_PORT)
         return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
     def do(self, step: Step) -> tuple[int, str]:
@@ -224,26 +228,26 @@ class Console:
             if step.hidden == "background":
                 return 0, ""
             if step.interrupt is not None:
-                self.wait_for([*step.expected[: step.interrupt], "..."], Path(output.name), process)
+                self.wait_for([*step.expected[: step.interrupt], "..."], output.name, process)
                 if process.poll() is not None:  # it ended before Ctrl-C
-                    return process.returncode or 255, self.printed(Path(output.name))
+                    return process.returncode or 255, text_of(output.name)
                 group.signal(signal.SIGINT)
             try:
                 process.wait(SECONDS)
             except subprocess.TimeoutExpired:
                 group.signal(signal.SIGKILL)
                 process.wait()
-            return process.returncode, self.printed(Path(output.name))
+            return process.returncode, text_of(output.name)
 
-    def wait_for(self, expected: list[str], output: Path, process: subprocess.Popen[bytes]) -> None:
+    def wait_for(self, expected: list[str], output: str, process: subprocess.Popen[bytes]) -> None:
         """Wait until a process has printed what is expected and then nothing for a while."""
         end = time.monotonic() + SECONDS
         size, since, done = 0, time.monotonic(), False
         while not done and process.poll() is None and time.monotonic() < end:
-            if output.stat().st_size != size:
-                size, since = output.stat().st_size, time.monotonic()
+            if os.path.getsize(output) != size:
+                size, since = os.path.getsize(output), time.monotonic()
             elif size and time.monotonic() > since + QUIET_SECONDS:
-                done = matches(expected, self.printed(output))
+                done = matches(expected, self.as_documented(text_of(output)))
             time.sleep(0.1)
 
     def silently(self, command: str) -> None:
@@ -284,6 +288,11 @@ def opened(kind: str, port: str) -> Iterator[Console]:
                 shown.end_commands()
                 clean_up(kind, shown)
                 shown.end_commands()
+
+
+def text_of(file: str) -> str:
+    """Return the text in a file, whatever its bytes are."""
+    return Path(file).read_text(encoding="utf-8", errors="replace")
 
 
 def copy_project(folder: Path) -> dict[str, bytes]:
@@ -498,7 +507,8 @@ def check_document(document: Document, kind: str) -> str:
     with opened(kind, port) as shown:
         others = nameless(kind)
         for step in steps:
-            wrong = difference(step, *shown.do(step))
+            status, printed = shown.do(step)
+            wrong = difference(step, status, shown.as_documented(printed))
             if wrong:
                 return wrong
         shown.end_commands()
@@ -532,6 +542,8 @@ def test(kind: str) -> int:
     """Check the documents, and run their commands of a kind; return the exit status."""
     documents = [Document(path) for path in DOCUMENTS]
     wrong = "\n".join(fault for each in documents for fault in faults(each))
+    if not any(todo(document, kind) for document in documents):
+        wrong = wrong or f"Nenhum comando é do tipo {kind}"
     wrong = wrong or check(documents, kind)
     print(wrong or count(documents, kind))
     return 1 if wrong else 0

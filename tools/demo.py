@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from tools import console
-from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
 from tools.console import PROJECT, CannotRunError, Console
+from tools.reading import HERE, SHOWN_PORT, Document, Edit, Prose, Step
 
 LESSONS = HERE / "aula/README.md"
 FIXED_PORT = "aula/minimo.yml"  # the only file whose port can't be set from outside
@@ -51,7 +51,8 @@ def plain(text: str) -> str:
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)  # of a link, what is shown
     parts = re.split(r"`+([^`]+)`+", text)  # code is at the odd places, and stays as it is
     parts[::2] = map(without_marks, parts[::2])
-    return re.sub(r"^#+ (.*)$", underlined, "".join(parts), flags=re.M).strip("\n")
+    text = re.sub(r"^#+ (.*)$", underlined, "".join(parts), flags=re.M)
+    return re.sub(r"(^\|.*\|\n)+", aligned, text, flags=re.M).strip("\n")
 
 
 def without_marks(text: str) -> str:
@@ -65,6 +66,15 @@ def without_marks(text: str) -> str:
 def underlined(heading: re.Match[str]) -> str:
     """Return a heading with a line below it."""
     return f"{heading[1]}\n{'─' * len(heading[1])}"
+
+
+def aligned(table: re.Match[str]) -> str:
+    """Return a table with columns as wide as what is in them."""
+    rows = [re.split(r"\s*(?<!\\)\|\s*", row)[1:-1] for row in table[0].splitlines()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
+    return "".join(
+        "  ".join(map(str.ljust, row, widths)).rstrip().replace("\\|", "|") + "\n" for row in rows
+    )
 
 
 class Demo:
@@ -81,7 +91,7 @@ class Demo:
             old, new = f'"{SHOWN_PORT}:{SHOWN_PORT}"', f'"{self.shown.port}:{SHOWN_PORT}"'
             self.shown.edit(Edit("replace", FIXED_PORT, old, new))
             say(f"A porta é {self.shown.port}: nesta cópia, {FIXED_PORT} tem {new}, e não {old}")
-        say("Cada Enter executa o próximo comando. Ctrl+C, antes do Enter, encerra a aula.")
+        say("Cada Enter executa o próximo comando. Ctrl+C, antes do Enter, encerra a aula.\n")
 
     def show(self, items: list[Step | Prose]) -> None:
         """Show a lesson's text, and run its commands."""
@@ -97,7 +107,7 @@ class Demo:
         """Print a piece of text, or a block that is only shown."""
         text = textwrap.indent(item.text, "    ") if item.is_block else plain(item.text)
         if text.strip():
-            say(f"\n{text.rstrip()}\n")
+            say(f"{text.rstrip()}\n")
 
     def do_for_reader(self, step: Step) -> None:
         """Do what is not a command of the text, and say so."""
@@ -120,9 +130,9 @@ class Demo:
         if self.at_terminal:
             with for_the_command(signal.SIGINT):
                 subprocess.run(command, cwd=self.shown.folder, env=self.shown.environment)
-            return
-        say()  # where no Enter is echoed
-        say(self.shown.run(step)[1], end="")
+            say()
+        else:  # no Enter has been echoed
+            say(f"\n{self.shown.run(step)[1]}")
 
 
 @contextmanager

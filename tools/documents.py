@@ -33,7 +33,7 @@ def main(mode: str = "", what: str = "") -> int:
     except BrokenPipeError:
         console.forget_terminal()
         return 1
-    print(__doc__)
+    print("Uso: tools/documents.py test [local|docker|swarm], ou demo [1|2|3]")
     return 2
 
 

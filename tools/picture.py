@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tools import console
-from tools.reading import DOCUMENTS, HERE, Block, Document, DocumentError
 from tools.console import CannotRunError
+from tools.reading import DOCUMENTS, HERE, Block, Document, DocumentError
 
 COLUMNS = 78
 LONGEST, LAST = 8, 3  # lines of one command's output: what is drawn in full, and else what is left
@@ -49,6 +49,7 @@ def perform(document: Document, block: Block) -> list[tuple[str, str]]:
     with console.opened("docker", console.free_port()) as shown:
         for step in console.todo(document, "docker"):
             status, printed = shown.do(step)
+            printed = shown.as_documented(printed)
             wrong = console.difference(step, status, printed)
             if wrong:
                 raise CannotRunError(wrong)

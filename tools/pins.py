@@ -1,4 +1,4 @@
-"""Tell where the requirement files do not fit ``pyproject.toml``, or one another, for ``make lint``.
+"""Tell where the requirement files don't fit ``pyproject.toml``, or one another: in ``make lint``.
 
 ``make lock`` writes them, and needs the network for it; this does not.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 HERE = Path(__file__).resolve().parent.parent
+RUN, DEV = FILES = ("tools/requirements-run.txt", "tools/requirements-dev.txt")
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
@@ -23,8 +24,8 @@ def wanted(project: dict[str, Any]) -> dict[str, list[Requirement]]:
     )
     return {
         "requirements.txt": [Requirement(each) for each in project["project"]["dependencies"]],
-        "tools/requirements-run.txt": run,
-        "tools/requirements-dev.txt": run + dev,
+        RUN: run,
+        DEV: run + dev,
     }
 
 
@@ -37,7 +38,8 @@ def problems(folder: Path) -> list[str]:
         text = (folder / file).read_text(encoding="utf-8")
         pins = dict(PIN.findall(text))
         for requirement in requirements:
-            if pins.get(requirement.name, "") not in requirement.specifier:
+            pin = pins.get(requirement.name)
+            if pin is None or pin not in requirement.specifier:
                 found.append(f"{file}: {requirement} não está fixado; execute make lock")
         direct = text.count("contador (pyproject.toml")  # uv says of each package who asked for it
         if direct != len(requirements):

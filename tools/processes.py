@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,7 +62,9 @@ def write_private(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     with suppress(FileNotFoundError):
         new.unlink()
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(
+        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as file:
         file.write(text)
     new.replace(path)
 
@@ -71,6 +74,22 @@ def send(process: psutil.Process, number: int) -> None:
     for each in [*process.children(recursive=True), process]:
         with suppress(psutil.NoSuchProcess):
             each.send_signal(number)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether a process still does something; its parent may leave it a zombie for long."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for_end(process: psutil.Process, seconds: float) -> bool:
+    """Wait so long for another program's child to end; return whether it has."""
+    end = time.monotonic() + seconds
+    while is_alive(process) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not is_alive(process)
 
 
 class Record:
@@ -98,7 +117,7 @@ class Record:
         A number may be another process's by now, and the file of another folder, if it was copied.
         """
         try:
-            facts = json.loads(self.path.read_text())
+            facts = json.loads(self.path.read_text(encoding="utf-8"))
             if facts["folder"] == str(self.folder):
                 for noted in reversed(facts["processes"]):
                     end_if_same(**noted)
@@ -118,10 +137,10 @@ def end_if_same(pid: int, started: float, command: list[str]) -> None:
         if process.cmdline()[1:] != command[1:]:  # macOS puts another path to Python before them
             return
         send(process, signal.SIGCONT)
-        process.send_signal(signal.SIGINT)
-        if psutil.wait_procs([process], STOP_SECONDS)[1]:
+        process.send_signal(signal.SIGINT)  # with which all that is noted ends in good order
+        if not wait_for_end(process, STOP_SECONDS):
             send(process, signal.SIGKILL)
-            psutil.wait_procs([process], STOP_SECONDS)
+            wait_for_end(process, STOP_SECONDS)
     except psutil.Error:
         pass  # it has ended, or it is somebody else's
 
@@ -131,6 +150,8 @@ class Process:
 
     ``record`` is where it is noted for the case that this one is killed.
     """
+
+    stop_signal = signal.SIGTERM
 
     def __init__(self, command: list[str], record: Record | None = None, **options: Any) -> None:
         self.command, self.record, self.options = command, record, options
@@ -168,7 +189,7 @@ class Process:
         """
         if self.process and self.is_running():
             self.signal(signal.SIGCONT)
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(self.stop_signal)
             if self.wait(STOP_SECONDS) is None:
                 self.kill()
                 return False

@@ -23,6 +23,7 @@ and, directly above a block:
     <!-- not run: WHY -->                   a block of the shell's which only the reader runs
 """
 
+import os
 import re
 import textwrap
 import time
@@ -137,7 +138,7 @@ class Document:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.relative_to(HERE).as_posix()
+        self.path, self.name = path, os.path.relpath(path, HERE)
         self.items: list[Step | Prose] = []
         self.blocks: list[Block] = []
         self.port_as_written = False
@@ -289,7 +290,7 @@ def dead_links(path: Path) -> list[str]:
         file, _, anchor = link.partition("#")
         target = (path.parent / file) if file else path
         if not target.exists() or (anchor and anchor not in anchors(target)):
-            wrong.append(f"{path.relative_to(HERE).as_posix()}: {link} não existe")
+            wrong.append(f"{os.path.relpath(path, HERE)}: {link} não existe")
     return wrong
 
 

@@ -7,12 +7,15 @@ the service; where both URLs are given, it is started alone. Its host is 127.0.0
 import errno
 import fcntl
 import os
+import signal
 import socket
 import sys
 import tempfile
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from tools import processes
 from tools.processes import Process, Record, end_on_signals, signals_held
@@ -45,6 +48,21 @@ def check_free(port: int) -> None:
             reason = f"não pode ser usada ({error.strerror})"
         text = f"A porta {port} {reason}. Escolha outra: make run PORT=8000"
         raise RuntimeError(text) from error
+
+
+def end_with_terminal() -> None:
+    """Take the end of the terminal for a SIGHUP, which make keeps to itself; not under nohup."""
+    if os.isatty(0) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGALRM, look_at_terminal)
+        signal.setitimer(signal.ITIMER_REAL, 1, 1)
+
+
+def look_at_terminal(number: int, frame: FrameType | None) -> None:
+    """Handle the alarm: a closed terminal has no attributes any more."""
+    try:
+        termios.tcgetattr(0)
+    except termios.error:
+        processes.interrupt(signal.SIGHUP, frame)
 
 
 @contextmanager
@@ -120,6 +138,7 @@ def stop(started: list[Process]) -> None:
 def main() -> int:
     """Run the service; return its exit status, 1 or 2 if it can't start, or a signal's."""
     end_on_signals()
+    end_with_terminal()
     try:
         port = wanted_port()
     except ValueError:

