@@ -1,5 +1,5 @@
 PYTHON ?= python3
-# Programs are started as modules of it: the scripts of an environment fail in a deep folder, or one with a space.
+# Its programs are started as modules: its scripts fail in a deep folder, or in one with a space.
 VENV = .venv/bin
 RUN_READY = .venv/.run
 READY = .venv/.dev
@@ -9,7 +9,8 @@ INSTALL = $(VENV)/python -m pip install -q --disable-pip-version-check --require
 LESSON ?= 1
 
 help:  ## Mostra esta ajuda
-	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 ##@ Usar
 
@@ -63,7 +64,8 @@ picture: $(READY)  ## Refaz a figura do README: executa o primeiro bloco no Dock
 lock: $(READY)  ## Fixa as versões mais novas que pyproject.toml aceita
 	$(COMPILE) -o requirements.txt pyproject.toml
 	$(COMPILE) -c requirements.txt --group run -o tools/requirements-run.txt
-	$(COMPILE) -c requirements.txt -c tools/requirements-run.txt --group dev -o tools/requirements-dev.txt
+	$(COMPILE) -c requirements.txt -c tools/requirements-run.txt --group dev \
+		-o tools/requirements-dev.txt
 
 clean:  ## Apaga o ambiente virtual e os caches; os dados de make run ficam em .dados
 	rm -rf .venv .hypothesis .mypy_cache .ruff_cache

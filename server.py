@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 from functools import partial
 from http.client import responses
 from wsgiref.types import StartResponse, WSGIEnvironment
 
+from contador import log
 from contador.backends import BadValue, Command, Postgres, Redis, Reply, Unavailable
 from contador.front import Front
 from contador.settings import password, port_number, setting, told_in_one_line, yes_or_no
@@ -159,7 +159,7 @@ with told_in_one_line(is_program=__name__ == "__main__"):
 # --- How it starts --------------------------------------------------------------------------------
 def main() -> None:
     """Serve until SIGTERM or SIGINT; the exit status is 0, or 2 where it can't begin."""
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    logging.basicConfig(handlers=[log.Handler()], format="%(message)s", level=logging.INFO)
     with told_in_one_line(is_program=True):
         front = Front(HOST, PORT, app, Batch, ACCESS_LOG)
     signal.signal(signal.SIGTERM, front.stop)  # docker stop

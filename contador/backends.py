@@ -189,6 +189,7 @@ class Backend:
         if self.reason:
             logging.info("%s: conectado de novo", self.name)
         self.reason = ""
+        self.next_attempt = 0.0
 
     def note_away(self, error: Exception) -> str:
         """Take note that the server is away, log it if it was there, and return why."""
@@ -211,6 +212,10 @@ class Redis(Backend):
 
     def __init__(self, url: str) -> None:
         options = parse_url(url)
+        parts = urlsplit(url)
+        is_number = "db" in options or not parts.path.strip("/")  # otherwise it is passed over
+        if parts.fragment or not (is_number or parts.scheme == "unix"):
+            raise ValueError(url)
         self.connection_class = options.pop("connection_class", redis.Connection)
         self.options = {
             **options,

@@ -20,17 +20,18 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import WSGITask
 
+from contador import log
 from contador.settings import BadSetting
 
 IDLE = 20  # seconds without a byte until a connection is closed
-IDLE_CHECK = 5  # seconds between two looks for such
+IDLE_CHECK = 1  # seconds between two looks for such, and the longest sleep
 LINGER = 0.3  # seconds that open connections have for a last request when the program stops
 LAST_BATCH = 5.5  # no batch begins later than this after the signal: Docker kills at 10
 MAX_FILES = 4096  # open at once, most of them connections
 MIN_FILES = 64
-SPARE_FILES = 32  # of these, for the program itself and its libraries
+SPARE_FILES = 32  # of these, for the program, its libraries and what it was started with
 
-REASONS = {
+CANNOT_LISTEN = {
     errno.EADDRINUSE: "a porta já está em uso",
     errno.EADDRNOTAVAIL: "o endereço não é deste computador",
     errno.EACCES: "sem permissão para usar esta porta",
@@ -59,6 +60,8 @@ class Task(WSGITask):
     """Answers one request of the batch, with one packet, and writes its line of the log."""
 
     def get_environment(self) -> WSGIEnvironment:
+        if self.front.defect:
+            raise self.front.defect
         environ: WSGIEnvironment = super().get_environment()
         environ["contador.batch"] = self.front.batch
         return environ
@@ -72,15 +75,15 @@ class Task(WSGITask):
     def service(self) -> None:
         is_last = len(self.channel.requests) == 1
         if is_last and self.front.stopped_at is not None:
-            self.request.headers["CONNECTION"] = "close"
+            self.request.headers["CONNECTION"] = "close"  # waitress then answers so, and closes
         try:
             super().service()
         finally:
             if self.complete:  # the application has answered, whether or not the client is there
-                self.front.log(self)
+                self.front.note(self)
 
     def write(self, data: bytes) -> None:
-        """Send the header and the body at once; later parts, if there were any, as they come."""
+        """Send the header and the body, whose length the application has told, at once."""
         self.content_bytes_written += len(data)
         if not self.wrote_header:
             data = self.build_response_header() + data
@@ -121,7 +124,7 @@ class Watched(dict[int, Any]):
         if self.events.pop(number):
             self.selector.unregister(number)
 
-    def update(self, handler: Any) -> None:
+    def watch(self, handler: Any) -> None:
         """Watch for what a handler waits for now, if it is open; this may be nothing."""
         if not handler.socket:
             return
@@ -139,11 +142,11 @@ class Watched(dict[int, Any]):
 
 
 class Front:
-    """Listens at ``host`` and ``port``, and answers with ``app`` what comes.
+    """Listens at ``host`` and ``port``, and answers with ``app`` what comes, in one thread.
 
-    ``make_batch`` gets the method and the path of each request that came in together.
-    ``access_log`` tells whether each answer is a line on standard output. A host, a port or a
-    number of files that can't be used: BadSetting.
+    ``make_batch`` gets the method and the path of each request that came in together. ``app`` has
+    to tell Content-Length. ``access_log`` tells whether its answers are lines on standard output.
+    A host, a port or a number of files that can't be used: BadSetting.
     """
 
     def __init__(
@@ -151,11 +154,14 @@ class Front:
     ) -> None:
         self.make_batch = make_batch
         self.access_log = access_log
-        self.limit = allow_files() - SPARE_FILES  # of the connections
+        self.limit = allow_files() - SPARE_FILES  # of the connections, and two files of waitress's
         self.connections = Watched()
         self.waiting: list[Channel] = []  # connections with a complete request
-        self.add_task = self.waiting.append  # waitress calls this, so it is the same list for ever
-        self.lines: list[str] = []  # of the log, until they are written
+        self.batch: Any = None  # that is being answered
+        self.defect: Exception | None = None  # why there is none
+        self.started = 0.0  # time.monotonic() of the batch
+        self.clock = ""  # its time, as the log has it
+        self.lines: list[str] = []  # its lines of the log
         self.stopped_at: float | None = None  # time.monotonic() of the signal
         logging.getLogger("waitress").setLevel(logging.ERROR)
         listener = listen(host, port)
@@ -164,18 +170,24 @@ class Front:
         self.server: Any = create_server(
             app,
             map=self.connections,
-            _dispatcher=self,  # it stands where a pool of threads would
+            threads=0,
             sockets=[listener],
             connection_limit=self.limit,
             channel_timeout=IDLE,
+            cleanup_interval=10**9,  # close_idle does it
             ident="",  # no Server header
-            recv_bytes=65536,  # what is too long is read all the same, or its answer would be lost
+            recv_bytes=65536,  # a header that is too long is read, or the answer would be lost
             max_request_header_size=16384,
             max_request_body_size=65536,
             clear_untrusted_proxy_headers=False,  # nothing reads them
             log_socket_errors=False,  # a client that goes away is nothing to report
         )
         self.server.channel_class = Channel
+        self.server.task_dispatcher = self  # which would be a pool of threads
+
+    def add_task(self, channel: Channel) -> None:
+        """Take note that a connection has a complete request; waitress calls this."""
+        self.waiting.append(channel)
 
     def serve(self) -> None:
         """Answer what comes until ``stop`` is called, then finish what was accepted."""
@@ -200,6 +212,7 @@ class Front:
         wasyncore.dispatcher.close(self.server)  # server.close() closes the trigger as well
         end_of_linger = time.monotonic() + LINGER
         while self.server.active_channels and time.monotonic() < self.stopped_at + LAST_BATCH:
+            # Before the turn, which may take long: what came meanwhile gets one more.
             lingering = time.monotonic() < end_of_linger
             self.turn(0.02)
             if not (lingering or self.waiting):
@@ -207,17 +220,17 @@ class Front:
 
     def turn(self, timeout: float) -> None:
         """Read what arrives within ``timeout`` seconds; answer one request of each connection."""
+        if self.server.accepting:
+            self.connections.watch(self.server)  # at the limit of connections it waits for nothing
         ready = self.connections.selector.select(0 if self.waiting else timeout)
         for key, events in ready:
             self.handle(key, events)
         channels = [channel for channel in self.waiting if channel.connected]
-        self.waiting.clear()
+        self.waiting = []
         if channels:
             self.answer(channels)
         for handler in {*channels, *(key.data for key, _ in ready)}:
-            self.connections.update(handler)
-        if self.server.accepting:
-            self.connections.update(self.server)  # at the limit of connections it waits for nothing
+            self.connections.watch(handler)
 
     def handle(self, key: selectors.SelectorKey, events: int) -> None:
         """Read and write what can be read and written; accept all connections that wait."""
@@ -235,10 +248,11 @@ class Front:
         before = 0
         while before < len(self.connections) < self.limit:
             before = len(self.connections)
-            self.server.handle_accept()
+            with suppress(OSError):  # the client has gone
+                self.server.handle_accept()
 
     def close_idle(self) -> None:
-        """Close what has been idle for too long: waitress only marks it, and its loop closes."""
+        """Close what has been idle for too long: waitress marks it, and leaves it to its loop."""
         self.server.maintenance(time.time())
         for channel in list(self.server.active_channels.values()):
             if channel.will_close:
@@ -250,14 +264,19 @@ class Front:
         self.clock = time.strftime("%d/%b/%Y:%H:%M:%S %z")
         requests = [channel.requests[0] for channel in channels]
         wanted = [(each.command, path_of(each)) for each in requests if not each.error]
-        self.batch = self.make_batch(wanted)
+        try:
+            self.batch = self.make_batch(wanted)
+            self.defect = None
+        except Exception as error:  # for each of them, as one in the application would be
+            self.defect = error
         for channel in channels:
             with suppress(OSError):  # a "100 Continue" that can't be sent: the client has gone
                 channel.service()
         self.server.trigger.handle_read()  # each answer pulls it, to wake a loop that is awake
-        self.write_log()
+        log.write("".join(self.lines))
+        self.lines.clear()
 
-    def log(self, task: Task) -> None:
+    def note(self, task: Task) -> None:
         """Add an answer's line, in the Common Log Format (Apache's manual, mod_log_config)."""
         environ = task.environ
         status = task.status.partition(" ")[0]
@@ -274,13 +293,6 @@ class Front:
             f'{environ["REMOTE_ADDR"]} - - [{self.clock}] "{request}" {status} {size}'
             f" {elapsed:.1f} ms\n"
         )
-
-    def write_log(self) -> None:
-        """Write the lines of a batch at once."""
-        text = "".join(self.lines)
-        self.lines.clear()
-        with suppress(OSError):  # a full disk or a closed pipe is no reason to stop counting
-            print(text, end="", flush=True)
 
 
 def path_of(request: HTTPRequestParser) -> str:
@@ -306,12 +318,12 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
         raise BadSetting(
-            f"HOST, PORT: não foi possível escutar em {host}, porta {port}: {reason_for(error)}"
+            f"HOST, PORT: não foi possível escutar em {host}, porta {port}: {why_not(error)}"
         ) from None
 
 
-def reason_for(error: OSError | UnicodeError) -> str:
+def why_not(error: OSError | UnicodeError) -> str:
     """Return why a program can't listen."""
     if isinstance(error, UnicodeError | socket.gaierror):
         return "host não encontrado"
-    return REASONS.get(error.errno or 0) or str(error.strerror)
+    return CANNOT_LISTEN.get(error.errno or 0) or str(error.strerror)

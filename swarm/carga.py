@@ -1,7 +1,4 @@
-"""Visita todas as réplicas de web ao mesmo tempo e confere as respostas.
-
-python - SEGUNDOS < swarm/carga.py
-"""
+"""Visita todas as réplicas de web e confere as respostas: python - SEGUNDOS < swarm/carga.py"""
 
 import http.client
 import itertools
@@ -16,9 +13,8 @@ lost: list[str] = []
 
 
 def replicas() -> list[str]:
-    return sorted(
-        {str(found[4][0]) for found in socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)}
-    )
+    found = socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)
+    return sorted({str(each[4][0]) for each in found})
 
 
 def ready(address: str) -> bool:
@@ -33,9 +29,8 @@ def ready(address: str) -> bool:
 def visits() -> None:
     while time.monotonic() < end:
         addresses = replicas()
-        connection = http.client.HTTPConnection(
-            addresses[next(turns) % len(addresses)], 5000, timeout=3
-        )
+        address = addresses[next(turns) % len(addresses)]
+        connection = http.client.HTTPConnection(address, 5000, timeout=3)
         try:
             connection.connect()
         except OSError:

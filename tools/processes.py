@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -60,12 +59,9 @@ def signals_held() -> Iterator[None]:
 def write_private(path: Path, text: str) -> None:
     """Make ``path`` a file with ``text`` that others can't read: whole, or not at all."""
     new = path.with_name(path.name + ".new")
-    with suppress(FileNotFoundError):
-        new.unlink()
-    with os.fdopen(
-        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-    ) as file:
-        file.write(text)
+    new.unlink(missing_ok=True)
+    new.touch(0o600, exist_ok=False)
+    new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 

@@ -152,7 +152,7 @@ def main() -> int:
     except RuntimeError as error:
         say(str(error))
     except OSError as error:
-        say(f"{error.filename}: {error.strerror}")
+        say(f"{error.filename or DATA}: {error.strerror}")
     return 1
 
 

@@ -155,16 +155,19 @@ class Postgres(Server):
         for path in (self.folder, self.secret, self.socket_folder):
             if path:
                 os.chown(path, nobody.pw_uid, nobody.pw_gid)
-        try:
-            subprocess.run(
-                [*self.command[:1], "--version"],
-                stdout=subprocess.DEVNULL,
-                timeout=10,
-                **self.options,
-            )
-        except PermissionError:
+        if not self.is_reachable():
             self.programs = copied_programs(self.folder / "packages") / "bin"
             self.command[0] = str(self.programs / "postgres")
+
+    def is_reachable(self) -> bool:
+        """Tell whether the program can be executed by the user that it is for."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [self.command[0], "--version"]
+        try:
+            done = subprocess.run(command, timeout=10, **self.options | quiet)
+        except PermissionError:
+            return False
+        return done.returncode == 0
 
     def initialize(self, data: Path) -> None:
         """Make an empty database in a new folder; raise RuntimeError if that fails."""

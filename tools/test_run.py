@@ -1,5 +1,6 @@
 """What ``make run`` promises, whatever people do to it: with real processes, in new folders."""
 
+import atexit
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import tempfile
 import time
 import unittest
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ from tools.processes import Process, Record
 from tools.servers import HERE, Postgres, Redis, end_on_signals, free_port
 
 LAUNCHER = [sys.executable, "-m", "tools.run"]
+MAKE = ["make", "-o", ".venv/.run", "run"]  # -o: it must not make anew what the tests run in
 PARTS = ("server.py", "contador", "tools", "Makefile", "requirements.txt", "pyproject.toml")
 UNSET = ("REDIS_URL", "DATABASE_URL", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5  # over 120 characters
+DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5 + "copia"  # over 120 characters
 
 
 def setUpModule() -> None:
@@ -65,8 +68,8 @@ class Checkout:
 
     def __init__(self, test: unittest.TestCase) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="contador-test-")).resolve()
-        test.addCleanup(shutil.rmtree, self.base)
-        test.addCleanup(self.kill)
+        test.addCleanup(self.remove)
+        atexit.register(self.remove)  # where the tests are interrupted
         self.folder, self.output = self.base / DEEP, self.base / "output"
         for part in PARTS:
             source, copy = HERE / part, self.folder / part
@@ -132,11 +135,14 @@ class Checkout:
         database = "postgres/data.new/PG_VERSION"
         return [*self.folder.glob(f".dados/{database}"), *self.temporary.glob(f"*/{database}")]
 
-    def kill(self) -> None:
-        """End all that runs in the folder."""
+    def remove(self) -> None:
+        """End all that runs in the folder, and remove it."""
+        atexit.unregister(self.remove)
         for process in self.running():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         eventually(self.has_ended)
+        shutil.rmtree(self.base)
 
 
 class TestRun(unittest.TestCase):
@@ -152,15 +158,19 @@ class TestRun(unittest.TestCase):
     def test_it_serves_ends_on_each_signal_and_counts_on(self) -> None:
         checkout = Checkout(self)
         checkout.folder.chmod(0o700)  # so that whom root runs Postgres as can't enter
-        for count, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), 1):
-            launcher = checkout.start()
+        for count, number in enumerate((signal.SIGHUP, signal.SIGINT, signal.SIGTERM), 1):
+            nohup = ["nohup"] if number == signal.SIGTERM else []
+            launcher = checkout.start(nohup + LAUNCHER)
+            if nohup:
+                launcher.send_signal(signal.SIGHUP)
+                time.sleep(0.5)  # by when it would have ended
             self.assertEqual(checkout.visit(), f"Contador: {count}\nPostgres: conectado\n")
             launcher.send_signal(number)
             self.check_end(checkout, launcher, 0)
 
     def test_it_ends_when_the_terminal_is_closed(self) -> None:
         # A shell gets the SIGHUP, or make itself, which passes none on.
-        for command in (["sh", "-c", "make run; exit"], ["make", "run"]):
+        for command in (["sh", "-c", f"{' '.join(MAKE)}; exit"], MAKE):
             with self.subTest(command=command):
                 checkout = Checkout(self)
                 pid, terminal = pty.fork()
@@ -175,15 +185,6 @@ class TestRun(unittest.TestCase):
                 os.close(terminal)
                 eventually(checkout.has_ended, 15)
                 self.assertNotEqual(os.waitpid(pid, 0)[1], 0)
-
-    def test_nohup_keeps_it_when_the_terminal_is_closed(self) -> None:
-        checkout = Checkout(self)
-        launcher = checkout.start(["nohup", *LAUNCHER])
-        for _ in range(2):
-            launcher.send_signal(signal.SIGHUP)
-        self.assertIn("Contador: 1\n", checkout.visit())
-        launcher.send_signal(signal.SIGTERM)
-        self.check_end(checkout, launcher, 0)
 
     def test_a_signal_at_any_moment_of_the_start_leaves_nothing(self) -> None:
         moments: list[Callable[[Checkout], object]] = [
@@ -220,35 +221,33 @@ class TestRun(unittest.TestCase):
         launcher.send_signal(signal.SIGTERM)
         self.check_end(checkout, launcher, 0)
 
-    def test_a_second_start_tells_where_it_is_running_and_touches_nothing(self) -> None:
+    def test_a_second_start_is_refused_until_the_first_is_killed_and_then_counts_on(self) -> None:
         checkout = Checkout(self)
         launcher = checkout.start()
+        self.assertIn("Contador: 1\n", checkout.visit())
         first, recorded = checkout.running(), checkout.recorded()
-        other = checkout.environment | {"PORT": str(free_port())}
         second = subprocess.run(
-            LAUNCHER, cwd=checkout.folder, env=other, capture_output=True, text=True, timeout=10
+            LAUNCHER,
+            cwd=checkout.folder,
+            env=checkout.environment | {"PORT": str(free_port())},
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
-        self.assertEqual(second.returncode, 1)
+        url = f"http://127.0.0.1:{checkout.port}/"
+        message = f"O contador desta pasta já está em execução: {url}\n"
         self.assertEqual(
-            second.stdout + second.stderr,
-            f"O contador desta pasta já está em execução: http://127.0.0.1:{checkout.port}/\n",
+            (second.returncode, second.stdout + second.stderr),
+            (1, message),
         )
         self.assertEqual((checkout.running(), checkout.recorded()), (first, recorded))
-        self.assertIn("Contador: 1\n", checkout.visit())
-        launcher.send_signal(signal.SIGTERM)
-        self.check_end(checkout, launcher, 0)
-
-    def test_the_next_start_ends_what_a_killed_launcher_left_and_counts_on(self) -> None:
-        checkout = Checkout(self)
-        launcher = checkout.start()
-        self.assertIn("Contador: 1\n", checkout.visit())
+        self.assertIn("Contador: 2\n", checkout.visit())
         launcher.kill()
         launcher.wait(15)
-        left = checkout.running()
-        self.assertGreaterEqual(len(left), 3)
+        self.assertGreaterEqual(len(checkout.running()), 3)  # Redis, Postgres, the service
         launcher = checkout.start()
-        self.assertEqual(checkout.visit(), "Contador: 2\nPostgres: conectado\n")
-        self.assertEqual([process for process in left if processes.is_alive(process)], [])
+        self.assertEqual(checkout.visit(), "Contador: 3\nPostgres: conectado\n")
+        self.assertEqual([process for process in first if processes.is_alive(process)], [])
         launcher.send_signal(signal.SIGTERM)
         self.check_end(checkout, launcher, 0)
 
