@@ -13,6 +13,7 @@ RUN python -m compileall -q .
 # Um número, não um nome: quem orquestra consegue ver que não é o root.
 USER 10001:10001
 EXPOSE 5000
+# /health pergunta também ao Redis e ao Postgres: web só está bem com os dois.
 HEALTHCHECK --interval=3s --timeout=3s --start-period=15s --start-interval=1s \
     CMD ["sh", "-c", "wget -q -O - http://127.0.0.1:${PORT:-5000}/health"]
 CMD ["python", "server.py"]
