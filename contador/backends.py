@@ -56,7 +56,6 @@ REASONS = {
     "28000": "acesso recusado",
     "3D000": "banco inexistente",
     "53300": "o Postgres não aceita mais conexões",
-    "57P01": "o Postgres está encerrando",
     "57P03": "o Postgres ainda não está pronto",
 }
 # What Redis says of a key that can't be counted in (its source, t_string.c), after "ERR".
@@ -352,9 +351,7 @@ class Postgres(Backend):
         """Run SQL once and return what came of it."""
         try:
             rows = self.open().run(sql)
-        except pg8000.native.DatabaseError as error:
-            if error.args[0].get("V") != "ERROR":  # FATAL or PANIC: it ends the connection too
-                return Reply(reason=self.note_away(error))
+        except pg8000.native.DatabaseError as error:  # one that leaves the connection as it was
             self.note_there()
             return Reply(reason=reason_for(error))
         except Exception as error:
