@@ -38,6 +38,8 @@ REASONS = {
     "EHOSTUNREACH": "sem rota até o host",
     "ENETUNREACH": "sem rota até o host",
     "ENOENT": "socket não encontrado",
+    "InvalidResponse": "a resposta não é de um Redis",
+    "KeyError": "a resposta não é de um Postgres",  # pg8000 knows no such message
     "SSLCertVerificationError": "certificado TLS recusado",
     "SSLError": "falha de TLS",
     "SSLEOFError": "falha de TLS",

@@ -299,6 +299,7 @@ class TestWhatTheySay(WebCase):
         redis("o Redis exige uma senha", b"-NOAUTH Authentication required.\r\n")
         redis("conexão interrompida", CLOSE)
         redis("conexão interrompida", RESET)
+        redis("a resposta não é de um Redis", b"HTTP/1.1 400 Bad Request\r\n\r\n")
         postgres = partial(check, self.db)
         postgres("o Postgres ainda não está pronto", refusal("57P03", "starting up"), CLOSE)
         postgres("o Postgres não aceita mais conexões", refusal("53300", "too many"), CLOSE)
@@ -306,6 +307,7 @@ class TestWhatTheySay(WebCase):
         postgres("conexão interrompida", CLOSE)
         postgres("conexão interrompida", RESET)
         postgres("conexão interrompida", WELCOME[:7], CLOSE)
+        postgres("a resposta não é de um Postgres", b"-ERR unknown command\r\n")
         eventually(self.is_well)
         self.web.end()
         news = [line for line in self.web.lines if line.startswith(("Redis:", "Postgres:"))]
