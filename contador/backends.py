@@ -29,7 +29,6 @@ RETRY_PAUSE = 5  # after an attempt in vain, none for this many times its wait: 
 REASONS = {
     "gaierror": "host não encontrado",
     "TimeoutError": "tempo esgotado",
-    "ETIMEDOUT": "tempo esgotado",
     "ECONNREFUSED": "conexão recusada",
     "ECONNRESET": "conexão interrompida",
     "EPIPE": "conexão interrompida",

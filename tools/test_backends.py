@@ -564,6 +564,7 @@ class TestTime(WebCase):
         self.assertEqual((self.cache.count("INCRBY"), self.db.received), (1, [""] * 2))
         self.assertGreater(answer.seconds, 1.2)
         self.assertLess(answer.seconds, LIMIT)
+        self.assertLess(4 * TIMEOUT + AT_ONCE, LIMIT)  # the same with nothing left of the waits
 
     def test_twenty_questions_to_a_slow_redis_wait_together(self) -> None:
         self.cache.answers["PING"] = [0.25, b"+PONG\r\n"]
@@ -586,6 +587,18 @@ class TestTime(WebCase):
         with service(program=slow_to_find("lento", 60), **urls) as web:
             self.assertEqual(web.get().status, 503)
             web.end(seconds=2)
+
+    def test_connecting_has_our_time_out_whatever_the_url_wants(self) -> None:
+        time_outs = []
+
+        def refuse(connection: socket.socket, address: object) -> None:
+            time_outs.append(connection.gettimeout())
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
+
+        with mock.patch.object(socket.socket, "connect", refuse):
+            self.away(self.redis(self.cache.url + OURS_WIN), "conexão recusada")
+            self.away(self.postgres(), "conexão recusada")
+        self.assertEqual(time_outs, [TIMEOUT, TIMEOUT])
 
     def test_it_recovers_whatever_time_outs_the_url_wants(self) -> None:
         self.cache.answers["PING"] = []
