@@ -44,7 +44,6 @@ REASONS = {
     "SSLEOFError": "falha de TLS",
     "Server refuses SSL": "o Postgres não aceita TLS",
     "NOAUTH": "o Redis exige uma senha",
-    "WRONGPASS": "senha recusada",
     "AuthenticationError": "senha recusada",
     "NOPERM": "sem permissão no Redis",
     "DENIED": "o Redis está em modo protegido",

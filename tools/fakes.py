@@ -49,7 +49,7 @@ class Fake:
 
     def serve(self, connection: socket.socket) -> None:
         """Speak with a client, until either side ends."""
-        with suppress(OSError), connection:
+        with suppress(OSError, ValueError), connection:  # ValueError: another protocol
             self.converse(connection)
 
     def converse(self, connection: socket.socket) -> None:

@@ -24,6 +24,7 @@ from tools.fakes import (
     NOTHING,
     RESET,
     WELCOME,
+    Fake,
     FakePostgres,
     FakeRedis,
     Step,
@@ -421,6 +422,13 @@ class TestFullRedis(unittest.TestCase):
         self.check("o Redis não consegue gravar em disco", reset=503, health=503)
 
 
+class HangsUp(Fake):
+    """Reads what the client says first, and ends."""
+
+    def converse(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+
+
 class TestTls(Case):
     """Through a relay that speaks TLS, to the real servers, which don't."""
 
@@ -485,6 +493,9 @@ class TestTls(Case):
     def test_what_speaks_no_tls(self) -> None:
         self.cache.greeting = [b"-ERR unknown command\r\n"]
         self.away(self.redis(f"rediss://127.0.0.1:{self.cache.port}/0"), "falha de TLS")
+        hangs_up = HangsUp()
+        self.addCleanup(hangs_up.end)
+        self.away(self.redis(f"rediss://127.0.0.1:{hangs_up.port}/0"), "falha de TLS")
 
 
 class TestNames(Case):
