@@ -220,6 +220,12 @@ class TestBatch(WebCase):
                     self.assertEqual(self.db.received, queries)
         self.assertEqual([len(fake.connections) for fake in (self.cache, self.db)], [1, 1])
 
+    def test_what_needs_no_server_asks_none(self) -> None:
+        for fake in (self.cache, self.db):
+            fake.drop()
+        self.assertEqual(self.web.get("/nada").status, 404)
+        self.assertEqual([fake.connections for fake in (self.cache, self.db)], [[], []])
+
     def test_commands_go_as_one_packet(self) -> None:
         cache = self.redis()
         cache.run("PING")
@@ -539,6 +545,20 @@ class TestNames(Case):
                 settings = {"POSTGRES_PASSWORD": variable, "POSTGRES_PASSWORD_FILE": str(file)}
                 self.assertEqual(self.reason(url, **settings), expected)
 
+    def test_where_it_connects_to(self) -> None:
+        for url, place in (
+            ("postgresql://", ("localhost", 5432)),
+            ("postgresql://db", ("db", 5432)),
+            ("postgresql://db:5433/x", ("db", 5433)),
+            ("postgresql:///x?host=db&port=5433", ("db", 5433)),
+            ("postgresql://outro:1/x?host=db&port=5433", ("db", 5433)),
+            ("postgresql://d%62", ("db", 5432)),
+        ):
+            error = ConnectionRefusedError(errno.ECONNREFUSED, "no")
+            with mock.patch("socket.create_connection", side_effect=error) as connect:
+                self.away(self.postgres(url), "conexão recusada")
+            self.assertEqual(connect.call_args.args[0], place)
+
     def test_names_of_odd_characters(self) -> None:
         name = "joão @:/?#%41"
         role = pg8000.native.identifier(name)
@@ -699,6 +719,8 @@ class TestForStudents(Case):
         database = self.postgres(servers.db.url)
         with self.assertNoLogs():
             self.refuses(partial(database.run, "SELECT 1/0"), "division by zero")
+            two_lines = "DO $$ BEGIN RAISE E'um\\ndois'; END $$"
+            self.refuses(partial(database.run, two_lines), "um")
             self.assertEqual(database.ping().reason, "")
 
     def test_the_end_of_a_connection_is_noted(self) -> None:
