@@ -117,7 +117,7 @@ def signs(error: BaseException) -> Iterator[str]:
         yield type(cause).__name__
         if isinstance(cause, OSError):
             yield errno.errorcode.get(cause.errno or 0, "")
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__context__
 
 
 class Backend:
