@@ -336,6 +336,12 @@ class TestReasons(Case):
                 self.away(self.redis(), phrase)
                 self.away(self.postgres(), phrase)
 
+    def test_what_the_resolver_says(self) -> None:
+        error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        with mock.patch("socket.getaddrinfo", side_effect=error):
+            self.away(self.redis(), "host não encontrado")
+            self.away(self.postgres(), "host não encontrado")
+
     def test_what_breaks_while_it_is_written(self) -> None:
         for number in (errno.EPIPE, errno.ECONNRESET):
             cache = self.redis()
@@ -568,6 +574,9 @@ class TestNames(Case):
         here = self.postgres(f"{user}/{quote(name + ' db', safe='')}", "senha123")
         found = here.run("SELECT current_user, current_database()")
         self.assertEqual(found, [[name, name + " db"]])
+
+    def test_a_database_that_is_not_there(self) -> None:
+        self.away(self.postgres(servers.db.url + "x"), "banco inexistente")
 
     def test_without_a_name_it_is_postgres_and_without_a_database_the_users(self) -> None:
         place = f"127.0.0.1:{servers.db.port}"
