@@ -9,6 +9,7 @@ import time
 import unittest
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from threading import Event
 from unittest import mock
 from urllib.parse import quote
@@ -94,6 +95,14 @@ class Case(unittest.TestCase):
         with self.assertRaises(Unavailable) as caught:
             question()
         self.assertEqual(str(caught.exception), phrase)
+
+
+class PatientCase(Case):
+    """For promises that are not about time, on machines of any speed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(mock.patch.object(backends, "TIMEOUT", SECONDS))
 
 
 class WebCase(Case):
@@ -361,7 +370,7 @@ class TestReasons(Case):
         self.away(self.postgres("postgresql:///x?host=/nada"), "socket não encontrado")
 
 
-class TestRefusals(Case):
+class TestRefusals(PatientCase):
     """A real Redis with a password, with users of few rights, and without INCRBY."""
 
     server: real.Redis
@@ -441,19 +450,23 @@ class HangsUp(Fake):
         connection.recv(65536)
 
 
-class TestTls(Case):
+class TestTls(PatientCase):
     """Through a relay that speaks TLS, to the real servers, which don't."""
 
-    def setUp(self) -> None:
-        super().setUp()
+    trusted: Path  # the certificate of the authority that issued the right one
+    right: trustme.LeafCert
+    wrong: list[trustme.LeafCert]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
         ours = trustme.CA()
-        self.trusted = servers.folder / "ca.pem"
-        ours.cert_pem.write_to_path(str(self.trusted))
-        self.right = ours.issue_cert("127.0.0.1")
-        self.wrong = {
-            "another host": ours.issue_cert("outro.example"),
-            "another authority": trustme.CA().issue_cert("127.0.0.1"),
-        }
+        cls.trusted = servers.folder / "ca.pem"
+        ours.cert_pem.write_to_path(str(cls.trusted))
+        cls.right = ours.issue_cert("127.0.0.1")
+        of_another_host = ours.issue_cert("outro.example")
+        of_another_authority = trustme.CA().issue_cert("127.0.0.1")
+        cls.wrong = [of_another_host, of_another_authority]
 
     def relay(self, certificate: trustme.LeafCert, server: real.Redis | real.Postgres) -> int:
         """Return the port of a relay."""
@@ -470,14 +483,14 @@ class TestTls(Case):
     def test_verify_full_verifies(self) -> None:
         options = f"sslmode=verify-full&sslrootcert={self.trusted}"
         self.assertEqual(self.over_tls(self.right, options).run("SELECT 1"), [[1]])
-        for certificate in self.wrong.values():
+        for certificate in self.wrong:
             self.away(self.over_tls(certificate, options), "certificado TLS recusado")
 
     def test_verify_full_trusts_the_systems_authorities_if_none_are_given(self) -> None:
         self.away(self.over_tls(self.right, "sslmode=verify-full"), "certificado TLS recusado")
 
     def test_require_encrypts_without_verifying(self) -> None:
-        for certificate in (self.right, *self.wrong.values()):
+        for certificate in (self.right, *self.wrong):
             database = self.over_tls(certificate, "sslmode=require")
             self.assertEqual(database.run("SELECT 1"), [[1]])
 
@@ -497,7 +510,7 @@ class TestTls(Case):
         good = self.relay(self.right, servers.cache)
         self.assertEqual(self.redis(f"rediss://127.0.0.1:{good}/0{options}").run("PING"), b"PONG")
         self.away(self.redis(f"rediss://127.0.0.1:{good}/0"), "certificado TLS recusado")
-        for certificate in self.wrong.values():
+        for certificate in self.wrong:
             port = self.relay(certificate, servers.cache)
             url = f"rediss://127.0.0.1:{port}/0{options}"
             self.away(self.redis(url), "certificado TLS recusado")
@@ -510,7 +523,7 @@ class TestTls(Case):
         self.away(self.redis(f"rediss://127.0.0.1:{hangs_up.port}/0"), "falha de TLS")
 
 
-class TestNames(Case):
+class TestNames(PatientCase):
     """Who the service is for Postgres: password, user and database."""
 
     def reason(self, url: str, **environment: str) -> str:
@@ -697,7 +710,7 @@ def answers(cache: Redis) -> bool:
         return False
 
 
-class TestForStudents(Case):
+class TestForStudents(PatientCase):
     """``cache.run`` and ``database.run``, with the real servers."""
 
     def test_redis_gives_the_value(self) -> None:
