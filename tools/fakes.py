@@ -46,6 +46,7 @@ class Fake:
 
     def rest(self) -> None:
         """Be as at the beginning, with no connection and nothing unusual to do."""
+        self.drop()
 
     def serve(self, connection: socket.socket) -> None:
         """Speak with a client, until either side ends."""
@@ -77,7 +78,8 @@ class Fake:
 
     def end(self) -> None:
         """Refuse new connections, end the others."""
-        self.listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # macOS: the close is enough
+            self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.drop()
 
@@ -120,7 +122,7 @@ class FakeRedis(Fake):
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def rest(self) -> None:
-        self.drop()
+        super().rest()
         self.answers: dict[str, Steps] = {}
         self.greeting: Steps = []
         self.received: list[str] = []
@@ -179,7 +181,7 @@ class FakePostgres(Fake):
         self.url = f"postgresql://postgres:senha@127.0.0.1:{self.port}/postgres"
 
     def rest(self) -> None:
-        self.drop()
+        super().rest()
         self.greeting: Steps = [WELCOME]
         self.answer: Steps = [NOTHING]
         self.received: list[str] = []
