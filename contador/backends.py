@@ -30,7 +30,6 @@ RETRY_PAUSE = 5  # after an attempt in vain, none for this many times its wait: 
 REASONS = {
     "gaierror": "host não encontrado",
     "TimeoutError": "tempo esgotado",
-    "ETIMEDOUT": "tempo esgotado",
     "ECONNREFUSED": "conexão recusada",
     "ECONNRESET": "conexão interrompida",
     "EPIPE": "conexão interrompida",
@@ -39,12 +38,13 @@ REASONS = {
     "EHOSTUNREACH": "sem rota até o host",
     "ENETUNREACH": "sem rota até o host",
     "ENOENT": "socket não encontrado",
+    "InvalidResponse": "a resposta não é de um Redis",
+    "KeyError": "a resposta não é de um Postgres",  # pg8000 knows no such message
     "SSLCertVerificationError": "certificado TLS recusado",
     "SSLError": "falha de TLS",
     "SSLEOFError": "falha de TLS",
     "Server refuses SSL": "o Postgres não aceita TLS",
     "NOAUTH": "o Redis exige uma senha",
-    "WRONGPASS": "senha recusada",
     "AuthenticationError": "senha recusada",
     "NOPERM": "sem permissão no Redis",
     "DENIED": "o Redis está em modo protegido",
@@ -57,7 +57,6 @@ REASONS = {
     "28000": "acesso recusado",
     "3D000": "banco inexistente",
     "53300": "o Postgres não aceita mais conexões",
-    "57P01": "o Postgres está encerrando",
     "57P03": "o Postgres ainda não está pronto",
 }
 # What Redis says of a key that can't be counted in (its source, t_string.c), after "ERR".
@@ -122,7 +121,7 @@ def signs(error: BaseException) -> Iterator[str]:
         yield type(cause).__name__
         if isinstance(cause, OSError):
             yield errno.errorcode.get(cause.errno or 0, "")
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__context__
 
 
 class Backend:
@@ -364,9 +363,7 @@ class Postgres(Backend):
         """Run SQL once and return what came of it."""
         try:
             rows = self.open().run(sql)
-        except pg8000.native.DatabaseError as error:
-            if error.args[0].get("V") != "ERROR":  # FATAL or PANIC: it ends the connection too
-                return Reply(reason=self.note_away(error))
+        except pg8000.native.DatabaseError as error:  # one that leaves the connection as it was
             self.note_there()
             return Reply(reason=reason_for(error))
         except Exception as error:
