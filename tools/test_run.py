@@ -22,7 +22,7 @@ from urllib.request import urlopen
 
 import psutil
 
-from tools import pins, processes
+from tools import pins, processes, servers
 from tools.processes import Process, Record
 from tools.servers import HERE, Postgres, Redis, end_on_signals, free_port
 
@@ -279,6 +279,13 @@ class TestRun(unittest.TestCase):
             )
         self.assertEqual(checkout.recorded(), [])
 
+    def test_a_folder_that_cannot_be_used_is_told_in_a_line(self) -> None:
+        checkout = Checkout(self)
+        data = checkout.folder / ".dados"
+        data.touch()
+        self.assertEqual(checkout.launch().wait(10), 1)
+        self.assertRegex(checkout.printed(), rf"\A{data}: .*\n\Z")
+
 
 class TestRecord(unittest.TestCase):
     """A process is ended only if it is surely one that was left: its number may be another's."""
@@ -348,13 +355,29 @@ class TestServers(unittest.TestCase):
                 server.start()
             self.assertFalse(server.is_running())
 
-    def test_they_start_again_after_a_stop_and_after_a_crash(self) -> None:
+    def test_they_start_again_after_a_stop_and_after_a_crash_with_their_password(self) -> None:
         for server in (Redis(self.folder / "redis"), Postgres(self.folder / "postgres", "senha")):
             for end in (server.stop, server.kill, server.stop):
                 server.start()
                 with socket.create_connection(("127.0.0.1", server.port), 5):
                     end()
                 self.assertFalse(server.is_running())
+        self.assertEqual(Postgres(self.folder / "postgres", "outra").password, "senha")
+
+    def test_programs_out_of_others_reach_start_all_the_same(self) -> None:
+        private = self.folder / "private"  # root runs Postgres as somebody else
+        private.mkdir(mode=0o700)
+        packages, package, programs = servers.POSTGRES.parts[-3:]
+        (private / packages).symlink_to(servers.POSTGRES.parent.parent)
+        with patch.object(servers, "POSTGRES", private / packages / package / programs):
+            server = Postgres(self.folder / "postgres")
+            server.start()
+        server.stop()
+
+    def test_what_initdb_says_is_told(self) -> None:
+        (self.folder / "password").touch()
+        with self.assertRaisesRegex(RuntimeError, "(?s)^initdb não iniciou:.*password"):
+            Postgres(self.folder).start()
 
     def test_they_end_with_the_tests_that_started_them(self) -> None:
         program = (
@@ -378,11 +401,11 @@ class TestServers(unittest.TestCase):
             self.addCleanup(tests.kill)
             eventually(output.read_text)
             self.assertEqual(output.read_text(), "started\n")
-            servers = [each for each in running_in(self.folder) if each.pid != tests.pid]
-            self.assertEqual(len(servers), 1)
+            started = [each for each in running_in(self.folder) if each.pid != tests.pid]
+            self.assertEqual(len(started), 1)
             tests.send_signal(number)
             self.assertEqual(tests.wait(10), -signal.SIGINT, output.read_text())
-            self.assertFalse(servers[0].is_running())
+            self.assertFalse(started[0].is_running())
 
 
 class TestPins(unittest.TestCase):
