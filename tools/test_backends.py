@@ -248,7 +248,7 @@ class TestBatch(WebCase):
 
         with mock.patch.object(socket.socket, "sendall", watched):
             cache.send([("INCRBY", KEY, 1), ("SET", KEY, 0), ("PING",)])
-            self.assertEqual([reply.get() for reply in cache.receive()], [1, b"OK", b"PONG"])
+            self.assertEqual([reply.result() for reply in cache.receive()], [1, b"OK", b"PONG"])
         self.assertEqual(len(packets), 1)
         self.assertRegex(packets[0], b"(?s)INCRBY.*SET.*PING")
 
