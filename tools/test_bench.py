@@ -3,6 +3,8 @@
 import io
 import os
 import unittest
+from collections import Counter
+from contextlib import redirect_stdout
 from unittest.mock import patch
 
 from rich.console import Console
@@ -41,6 +43,29 @@ class TestBench(unittest.TestCase):
             self.assertRaisesRegex(RuntimeError, r"morto terminou .*\(código 1\):\nsem memória$"),
         ):
             bench.measure("morto", dict(os.environ), 0)
+
+    def test_each_server_is_measured_under_each_load_in_each_round(self) -> None:
+        figures = bench.Figures(bench.Answers(1234.0, 2.0, 100), 1.5, 3e7)
+        printed = io.StringIO()
+        with (
+            patch.object(bench, "measure", return_value=figures) as measure,
+            patch("shutil.which", return_value="wrk"),
+            redirect_stdout(printed),
+        ):
+            self.assertEqual(bench.main(), 0)
+        asked = Counter((call.args[0], call.args[2]) for call in measure.mock_calls)
+        self.assertEqual(set(asked.values()), {1, bench.ROUNDS})  # once without a request
+        self.assertEqual(len(asked), len(bench.COMMANDS) * (1 + len(bench.CONNECTIONS)))
+        self.assertEqual(printed.getvalue().count("1234"), len(bench.COMMANDS) * 3)
+
+    def test_without_wrk_it_says_how_to_get_it(self) -> None:
+        printed = io.StringIO()
+        with (
+            patch("shutil.which", return_value=None),
+            redirect_stdout(printed),
+        ):
+            self.assertEqual(bench.main(), 1)
+        self.assertIn("apt install wrk", printed.getvalue())
 
     def test_the_longest_bar_is_the_best_rate(self) -> None:
         found = {
