@@ -1,5 +1,6 @@
 """What the tests stand on: two servers, the program in a process of its own, and its clients."""
 
+import atexit
 import http.client
 import os
 import re
@@ -42,6 +43,7 @@ class Servers:
         end_on_signals()
         self.folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.folder.chmod(0o711)
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)  # after a signal, too
         self.cache = Redis(self.folder / "redis")
         sockets = self.folder / "s"  # a short name: the path of a Unix socket has a limit
         sockets.mkdir()
@@ -116,6 +118,7 @@ class Service:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        atexit.register(self.process.kill)  # a signal that ends the tests skips their clean-ups
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self.read_lines, daemon=True)
         self.reader.start()
