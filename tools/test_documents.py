@@ -33,6 +33,7 @@ case "$*" in
 *maquina2*) exit 1;;
 *info*) echo "$STATE"; test "$STATE";;
 "ps -a"*) echo "$THERE";;
+"compose down"*) sleep "${SLOW-0}";;
 esac
 """
 
@@ -416,6 +417,17 @@ class TestRunning(ProjectCase):
         self.assertEqual(project.run("test", "docker")[0], 0)
         self.assertEqual((project.folder / "a.py").read_text(), "one\nold\n")
 
+    def test_a_copy_has_the_times_of_the_files_and_no_settings_of_the_reader(self) -> None:
+        settings = "$REDIS_URL$DATABASE_URL$POSTGRES_PASSWORD$COMPOSE_FILE$MAKEFLAGS"
+        project = self.project(
+            f'<!-- run local: test -z "{settings}" -->',
+            '<!-- run local: test "$(find . -name old -mtime +30)" -->',
+            old="",
+        )
+        os.utime(project.folder / "old", (0, 0))
+        environment = {name: "x" for name in settings.split("$") if name}
+        self.assertEqual(project.run("test", "local", **environment)[0], 0)
+
     def test_what_git_ignores_is_not_copied(self) -> None:
         for repository in (True, False):
             with self.subTest(repository=repository):
@@ -533,6 +545,16 @@ class TestDocker(ProjectCase):
                 self.assertEqual((status, printed.count("\n")), (2, 1), printed)
                 self.assertIn(message, printed)
         self.assertNotRegex(project.asked.read_text(), "(?m)^(compose|swarm|stack|.* rm )")
+
+    def test_a_signal_does_not_disturb_the_clean_up(self) -> None:
+        project = self.project("```console", "$ true", "```")
+        project.asked.touch()
+        process = project.start("test", "docker", environment={"SLOW": "1"})
+        wait_until(lambda: "compose down" in project.asked.read_text())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=SECONDS)
+        self.assertEqual((process.returncode, project.left), (128 + signal.SIGTERM, []))
+        self.assertIn("image prune", project.asked.read_text())
 
     def test_says_what_a_missing_machine_leaves_out(self) -> None:
         swarm, both = ["```console swarm", "$ true", "```"], ["```console swarm2", "$ false", "```"]
