@@ -16,7 +16,7 @@ import termios
 import time
 import unittest
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +25,7 @@ from tools import check, console, picture, reading
 from tools.demo import plain
 from tools.reading import DOCUMENTS, HERE, Document
 
-SECONDS = 20  # for anything that a test waits for
+SECONDS = 60  # for anything that a test waits for
 # A Docker that has nothing but what $THERE says, and writes down what it is asked.
 DOCKER = """#!/bin/sh
 echo "$*" >> "$ASKED"
@@ -482,10 +482,12 @@ class TestRunning(ProjectCase):
 
     def test_a_port_that_is_taken_is_told(self) -> None:
         project = self.project("<!-- port 5000 -->", "<!-- run local: true -->")
-        with socket.socket() as listener:
-            with suppress(OSError):  # it is taken, by whomever
-                listener.bind(("", 5000))
-                listener.listen()
+        with ExitStack() as stack:
+            for _ in range(50):
+                with suppress(OSError):  # it is taken, perhaps for a moment
+                    stack.enter_context(socket.create_server(("", 5000)))
+                    break
+                time.sleep(0.1)
             self.assertEqual(project.run("test", "local"), (2, "A porta 5000 não está livre\n"))
 
     def test_an_older_python_is_told_in_one_line(self) -> None:
