@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -127,7 +128,11 @@ class Demo:
         command = self.shown.command(step.command)
         how_to_end = " (Ctrl+C encerra)" if step.interrupt is not None else ""
         typed = command[-1].replace("\n", "\n> ")
-        input(f"$ {typed}{how_to_end} ")
+        say(f"$ {typed}{how_to_end} ", end="")
+        # In short waits: a signal just before a long one would not be seen until Enter.
+        while self.at_terminal and not select.select([sys.stdin], [], [], 0.1)[0]:
+            pass
+        input()
         if self.at_terminal:
             with for_the_command(signal.SIGINT):
                 subprocess.run(command, cwd=self.shown.folder, env=self.shown.environment)

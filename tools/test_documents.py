@@ -16,7 +16,7 @@ import termios
 import time
 import unittest
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +25,7 @@ from tools import check, console, picture, reading
 from tools.demo import plain
 from tools.reading import DOCUMENTS, HERE, Document
 
-SECONDS = 20  # for anything that a test waits for
+SECONDS = 60  # for anything that a test waits for
 # A Docker that has nothing but what $THERE says, and writes down what it is asked.
 DOCKER = """#!/bin/sh
 echo "$*" >> "$ASKED"
@@ -33,6 +33,7 @@ case "$*" in
 *maquina2*) exit 1;;
 *info*) echo "$STATE"; test "$STATE";;
 "ps -a"*) echo "$THERE";;
+"compose down"*) sleep "${SLOW-0}";;
 esac
 """
 
@@ -416,6 +417,17 @@ class TestRunning(ProjectCase):
         self.assertEqual(project.run("test", "docker")[0], 0)
         self.assertEqual((project.folder / "a.py").read_text(), "one\nold\n")
 
+    def test_a_copy_has_the_times_of_the_files_and_no_settings_of_the_reader(self) -> None:
+        settings = "$REDIS_URL$DATABASE_URL$POSTGRES_PASSWORD$COMPOSE_FILE$MAKEFLAGS"
+        project = self.project(
+            f'<!-- run local: test -z "{settings}" -->',
+            '<!-- run local: test "$(find . -name old -mtime +30)" -->',
+            old="",
+        )
+        os.utime(project.folder / "old", (0, 0))
+        environment = {name: "x" for name in settings.split("$") if name}
+        self.assertEqual(project.run("test", "local", **environment)[0], 0)
+
     def test_what_git_ignores_is_not_copied(self) -> None:
         for repository in (True, False):
             with self.subTest(repository=repository):
@@ -470,10 +482,12 @@ class TestRunning(ProjectCase):
 
     def test_a_port_that_is_taken_is_told(self) -> None:
         project = self.project("<!-- port 5000 -->", "<!-- run local: true -->")
-        with socket.socket() as listener:
-            with suppress(OSError):  # it is taken, by whomever
-                listener.bind(("", 5000))
-                listener.listen()
+        with ExitStack() as stack:
+            for _ in range(50):
+                with suppress(OSError):  # it is taken, perhaps for a moment
+                    stack.enter_context(socket.create_server(("", 5000)))
+                    break
+                time.sleep(0.1)
             self.assertEqual(project.run("test", "local"), (2, "A porta 5000 não está livre\n"))
 
     def test_an_older_python_is_told_in_one_line(self) -> None:
@@ -533,6 +547,16 @@ class TestDocker(ProjectCase):
                 self.assertEqual((status, printed.count("\n")), (2, 1), printed)
                 self.assertIn(message, printed)
         self.assertNotRegex(project.asked.read_text(), "(?m)^(compose|swarm|stack|.* rm )")
+
+    def test_a_signal_does_not_disturb_the_clean_up(self) -> None:
+        project = self.project("```console", "$ true", "```")
+        project.asked.touch()
+        process = project.start("test", "docker", environment={"SLOW": "1"})
+        wait_until(lambda: "compose down" in project.asked.read_text())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=SECONDS)
+        self.assertEqual((process.returncode, project.left), (128 + signal.SIGTERM, []))
+        self.assertIn("image prune", project.asked.read_text())
 
     def test_says_what_a_missing_machine_leaves_out(self) -> None:
         swarm, both = ["```console swarm", "$ true", "```"], ["```console swarm2", "$ false", "```"]
