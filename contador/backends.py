@@ -43,6 +43,7 @@ REASONS = {
     "SSLCertVerificationError": "certificado TLS recusado",
     "SSLError": "falha de TLS",
     "SSLEOFError": "falha de TLS",
+    "SSLZeroReturnError": "falha de TLS",
     "Server refuses SSL": "o Postgres não aceita TLS",
     "NOAUTH": "o Redis exige uma senha",
     "AuthenticationError": "senha recusada",

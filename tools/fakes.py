@@ -70,6 +70,8 @@ class Fake:
 
     def drop(self) -> None:
         """End all connections, as a server that stops does, and forget them."""
+        if not self.connections:
+            return
         for connection in self.connections:
             with suppress(OSError):  # it has gone already
                 connection.shutdown(socket.SHUT_RDWR)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 from unittest import mock
 from urllib.parse import quote
 
@@ -683,6 +684,27 @@ class TestTime(WebCase):
         self.assertGreater(asked, 20 * attempts)
         self.db.greeting = [WELCOME]
         eventually(lambda: database.ping().reason == "", 1)
+
+    def test_there_is_one_attempt_at_a_time(self) -> None:
+        database = self.postgres()
+        found = Event()
+        resolve = socket.getaddrinfo
+        attempts = []
+
+        def slow(*words: Any, **options: Any) -> Any:
+            attempts.append(words)
+            found.wait(SECONDS)
+            return resolve(*words, **options)
+
+        with (
+            mock.patch.object(backends, "RETRY_PAUSE", 0),
+            mock.patch("socket.getaddrinfo", slow),
+        ):
+            for _ in range(3):
+                self.assertEqual(database.ping().reason, "tempo esgotado")
+            found.set()
+            eventually(lambda: database.ping().reason == "")
+        self.assertEqual(len(attempts), 1)
 
     def test_who_waits_for_a_server_known_to_be_away_waits_less(self) -> None:
         database = self.postgres()
