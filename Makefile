@@ -7,6 +7,7 @@ COMPILE = $(VENV)/python -m uv pip compile -q --upgrade --universal --python-ver
 	--generate-hashes --no-header
 INSTALL = $(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes
 LESSON ?= 1
+SUITES = $(basename $(subst /,.,$(wildcard test_*.py tools/test_*.py)))
 
 help:  ## Mostra esta ajuda
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } \
@@ -33,8 +34,9 @@ demo:  ## Mostra a aula no terminal: cada Enter executa o próximo comando (LESS
 
 ##@ Desenvolver
 
-test: $(READY)  ## Executa os testes que dispensam o Docker (TESTS=test_server.TestStop: uma parte)
-	@$(VENV)/python -m unittest $(TESTS)
+# Each module of tests in a process of its own, all at once: most of their time they wait.
+test: $(READY)  ## Executa os testes que dispensam o Docker (TESTS=test_server.TestAnswers: uma parte)
+	@printf '%s\n' $(or $(TESTS),$(SUITES)) | xargs -n 1 -P 8 $(VENV)/python -m unittest -q
 
 coverage: $(READY)  ## Executa os testes e mostra as linhas por onde nenhum passa
 	@$(VENV)/python -m coverage erase

@@ -46,7 +46,7 @@ def eventually(check: Callable[[], object], seconds: float = 30) -> None:
     while not check():
         if time.monotonic() > end:
             raise AssertionError("it did not come about")
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def running_in(folder: Path) -> list[psutil.Process]:

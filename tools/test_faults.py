@@ -1,0 +1,352 @@
+"""What the service bears: servers that stop, freeze or are not found, and a computer's limits."""
+
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import redis
+
+from tools.harness import (
+    CONNECTED,
+    LIMIT,
+    SECONDS,
+    VISIT,
+    Load,
+    Service,
+    eventually,
+    full_backlog,
+    read_all,
+    revive,
+    servers,
+    service,
+    slow_to_find,
+    store,
+    stored,
+)
+from tools.servers import HERE, Redis
+
+
+def setUpModule() -> None:
+    unittest.addModuleCleanup(servers.end)
+    servers.start()
+    idle.start()
+
+
+def readable(connections: list[socket.socket]) -> list[socket.socket]:
+    """Return the connections on which something has come."""
+    return select.select(connections, [], [], 0)[0]
+
+
+class Idle:
+    """Connections that send nothing more; it is measured, while other tests run, for how long."""
+
+    def start(self) -> None:
+        pool = ThreadPoolExecutor()
+        unittest.addModuleCleanup(pool.shutdown)
+        self.web = Service()
+        unittest.addModuleCleanup(self.web.end_once)  # which ends the connections too
+        requests = (b"", b"GET / HT", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        self.waits = [pool.submit(self.wait, request) for request in requests]
+
+    def wait(self, request: bytes) -> float:
+        started = time.monotonic()
+        with self.web.connect() as connection:
+            connection.settimeout(40)
+            connection.sendall(request)
+            read_all(connection)
+        return time.monotonic() - started
+
+    def seconds(self) -> list[float]:
+        """Return how long each connection was kept."""
+        return [wait.result() for wait in self.waits]
+
+
+idle = Idle()
+
+
+class TestFaults(unittest.TestCase):
+    """Backends that stop, freeze, refuse or can't be found."""
+
+    def setUp(self) -> None:
+        store(None)
+        self.web = Service()
+        self.addCleanup(self.web.end_once)
+        for server in (servers.cache, servers.db):
+            self.addCleanup(revive, server)
+        self.web.get()
+
+    def test_after_a_restart_the_first_request_succeeds(self) -> None:
+        with ThreadPoolExecutor(8) as pool:  # so that there are connections that go stale
+            list(pool.map(lambda _: self.web.get(), range(100)))
+        for server in (servers.cache, servers.db):
+            server.stop()
+            server.start()
+            before = int(stored() or 0)
+            for number in range(before + 1, before + 9):
+                self.assertEqual(self.web.get().text, f"Contador: {number}\n{CONNECTED}")
+
+    def test_without_postgres_visits_still_count(self) -> None:
+        servers.db.stop()
+        for number in (2, 3):
+            answer = self.web.get()
+            self.assertEqual(
+                (answer.status, answer.text),
+                (200, f"Contador: {number}\nPostgres: indisponível (conexão recusada)\n"),
+            )
+        self.assertEqual(
+            self.web.get("/health").text,
+            "Redis: conectado\nPostgres: indisponível (conexão recusada)\n",
+        )
+        self.assertEqual(self.web.get("/health").status, 503)
+        servers.db.start()
+        eventually(lambda: self.web.get("/health").status == 200)
+        self.assertEqual(self.web.get().text, f"Contador: 4\n{CONNECTED}")
+        self.web.end()
+        news = [line for line in self.web.lines if line.startswith("Postgres")]
+        self.assertEqual(
+            news, ["Postgres: indisponível (conexão recusada)\n", "Postgres: conectado de novo\n"]
+        )
+
+    def test_under_load_postgres_can_go_and_come(self) -> None:
+        load = Load(self.web.port)
+        self.addCleanup(load.stop)
+        load.more(100)
+        servers.db.stop()
+        load.more(100, r"Contador: \d+\nPostgres: indisponível")
+        servers.db.start()
+        load.more(100, CONNECTED)
+        answers = load.stop()
+        self.assertEqual(({answer.status for answer in answers}, load.lost), ({200}, []))
+        self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+
+    def test_without_redis_it_says_so_at_once_and_counts_on_afterwards(self) -> None:
+        servers.cache.stop()
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: self.web.get(), range(64)))
+        for answer in answers:
+            self.assertEqual(
+                (answer.status, answer.text),
+                (503, f"Contador: indisponível (conexão recusada)\n{CONNECTED}"),
+            )
+            self.assertTrue(answer.headers["Retry-After"])
+        self.assertEqual(self.web.get("/reset").status, 503)
+        self.assertEqual(self.web.get("/reset", "HEAD").status, 503)
+        servers.cache.start()
+        eventually(lambda: self.web.get("/health").status == 200)
+        self.assertEqual(self.web.get().text, f"Contador: 2\n{CONNECTED}")
+        self.web.end()
+        self.assertEqual(sum(line.startswith("Redis") for line in self.web.lines), 2)
+
+    def test_frozen_backends_hold_nobody_up_and_no_visit_counts_twice(self) -> None:
+        cache, db = servers.cache, servers.db
+        names = (("Contador", cache), ("Postgres", db))
+        for frozen in ([db], [cache], [cache, db]):
+            with self.subTest(frozen=[type(server).__name__ for server in frozen]):
+                before = int(stored() or 0)
+                load = Load(self.web.port)
+                self.addCleanup(load.stop)
+                load.more(100)
+                for server in frozen:
+                    server.signal(signal.SIGSTOP)
+                lines = [
+                    f"{name}: indisponível .tempo esgotado.\n"
+                    for name, server in names
+                    if server in frozen
+                ]
+                load.more(50, "".join(lines))
+                for server in frozen:
+                    server.signal(signal.SIGCONT)
+                load.more(50, rf"Contador: \d+\n{CONNECTED}")
+                answers = load.stop()
+                self.assertEqual(load.lost, [])
+                self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+                numbers = [answer.number for answer in answers if answer.status == 200]
+                self.assertEqual(len(set(numbers)), len(numbers))
+                for name, server in names:
+                    noticed = any(
+                        f"{name}: indisponível (tempo esgotado)\n" in answer.text
+                        for answer in answers
+                    )
+                    self.assertEqual(noticed, server in frozen)
+                self.assertEqual(
+                    {answer.status for answer in answers}, {200, 503} if cache in frozen else {200}
+                )
+                self.assertLessEqual(len(numbers), int(stored() or 0) - before)
+
+    def test_addresses_that_swallow_packets_hold_nobody_up(self) -> None:
+        with full_backlog() as port:
+            self.check_held_up_by_none(
+                REDIS_URL=f"redis://127.0.0.1:{port}/0",
+                DATABASE_URL=f"postgresql://u:p@127.0.0.1:{port}/x",
+            )
+
+    def test_a_slow_resolver_holds_nobody_up(self) -> None:
+        self.check_held_up_by_none(
+            program=slow_to_find("lento", 5),
+            REDIS_URL="redis://lento:1/0",
+            DATABASE_URL="postgresql://u:p@lento:1/x",
+        )
+
+    def check_held_up_by_none(self, **options: Any) -> None:
+        with service(**options) as web:
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda _: web.get(), range(64)))
+            if sys.platform == "linux":  # no thread is left behind for each attempt
+                self.assertLess(len(os.listdir(f"/proc/{web.process.pid}/task")), 20)
+        self.assertLess(max(answer.seconds for answer in answers), LIMIT)
+        text = "Contador: indisponível (tempo esgotado)\nPostgres: indisponível (tempo esgotado)\n"
+        self.assertEqual({(answer.status, answer.text) for answer in answers}, {(503, text)})
+
+    def test_a_connection_that_comes_late_serves_later(self) -> None:
+        url = f"redis://localhost:{servers.cache.port}/0"
+        with service(program=slow_to_find("localhost", 0.7), REDIS_URL=url) as web:
+            self.assertEqual(
+                web.get().text, f"Contador: indisponível (tempo esgotado)\n{CONNECTED}"
+            )
+            time.sleep(1)  # until it is surely there: nothing outside shows it
+            servers.cache.stop()  # and has gone again, unused
+            servers.cache.start()
+            self.assertEqual(web.get().status, 503)  # the next one takes as long
+            eventually(lambda: web.get().text == f"Contador: 2\n{CONNECTED}")
+
+    def test_redis_out_of_memory_is_told_and_passes(self) -> None:
+        with servers.client() as client:
+            client.config_set("maxmemory", "1")
+            self.addCleanup(lambda: servers.client().config_set("maxmemory", "0"))
+            answer = self.web.get()
+            self.assertEqual(
+                (answer.status, answer.text),
+                (503, f"Contador: indisponível (memória do Redis esgotada)\n{CONNECTED}"),
+            )
+            self.assertTrue(answer.headers["Retry-After"])
+            client.config_set("maxmemory", "0")
+        self.assertEqual(self.web.get().number, 2)
+
+    def test_redis_without_a_disk_is_told_and_passes(self) -> None:
+        (servers.cache.folder / "dump.rdb").mkdir()  # where the snapshot should go
+        with servers.client() as client:
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+            answer = self.web.get()
+            self.assertEqual(
+                (answer.status, answer.text.splitlines()[0]),
+                (503, "Contador: indisponível (o Redis não consegue gravar em disco)"),
+            )
+            (servers.cache.folder / "dump.rdb").rmdir()
+            client.bgsave()
+            eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+            client.config_set("save", "")
+        self.assertEqual(self.web.get().number, 2)
+
+    @unittest.skipUnless(
+        hasattr(resource, "prlimit"), "only Linux can take a running server's disk away"
+    )
+    def test_a_full_disk_is_told_and_passes(self) -> None:
+        other = Redis(servers.folder / "full")
+        other.command = ["sh", "-c", 'trap "" XFSZ; exec "$@"', "sh", *other.command]
+        other.start()
+        self.addCleanup(other.kill)
+        assert other.process
+        with service(REDIS_URL=other.url) as web:
+            self.assertEqual(web.get().number, 1)
+            time.sleep(
+                1.1
+            )  # a write that meets the fsync of each second is put off, and its failure comes later
+            with redis.Redis(port=other.port, socket_timeout=SECONDS) as client:
+                eventually(lambda: client.info("persistence")["aof_pending_bio_fsync"] == 0)
+            resource.prlimit(other.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+            self.assertEqual(
+                web.get().number, 2
+            )  # the last that Redis takes: it can't write it yet
+            answer = web.get()
+            self.assertEqual(
+                (answer.status, answer.text),
+                (
+                    503,
+                    f"Contador: indisponível (o Redis não consegue gravar em disco)\n{CONNECTED}",
+                ),
+            )
+            resource.prlimit(
+                other.process.pid,
+                resource.RLIMIT_FSIZE,
+                (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+            )
+            eventually(lambda: web.get().status == 200)
+            self.assertEqual(web.get().number, 4)
+
+    def test_kill_9_of_redis_loses_no_answered_visit(self) -> None:
+        load = Load(self.web.port)
+        self.addCleanup(load.stop)
+        load.more(300)
+        servers.cache.kill()
+        load.more(1, "indisponível")
+        servers.cache.start()
+        numbers = [answer.number for answer in load.stop() if answer.status == 200]
+        self.assertEqual((len(set(numbers)), load.lost), (len(numbers), []))
+        self.assertGreaterEqual(int(stored() or 0), max(numbers))
+
+
+class TestLimits(unittest.TestCase):
+    """What it uses of the computer: open files, time."""
+
+    def test_with_fewer_files_than_it_needs_it_says_so(self) -> None:
+        with self.assertRaisesRegex(AssertionError, r"\Aulimit -n: são 63 arquivos; .* 64\n\Z"):
+            Service(files=63)
+
+    def test_at_its_limit_of_connections_the_others_wait_and_are_served(self) -> None:
+        for files in (64, 100):
+            with self.subTest(files=files):
+                self.check_limit(files)
+
+    def check_limit(self, files: int) -> None:
+        with service(files=files) as web:
+            held = [web.connect() for _ in range(files)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            # Redis and Postgres are asked for the first time now, which takes files too.
+            self.assertIn(b"Postgres: conectado", held[0].recv(65536))
+            eventually(lambda: len(readable(held[1:])) > files - 40)
+            self.assertNotIn(held[-1], readable(held))
+            for connection in held[:-1]:
+                connection.close()
+            self.assertIn(b"Postgres: conectado", held[-1].recv(65536))
+
+    def test_it_takes_as_many_files_as_it_may(self) -> None:
+        with service(files="-S 64") as web:
+            held = [web.connect() for _ in range(300)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            for connection in held:
+                self.assertIn(b"Postgres: conectado", connection.recv(65536))
+
+    def test_it_sleeps_while_nobody_asks(self) -> None:
+        program = (
+            "import threading, time, server\n"
+            "def measure():\n"
+            "    time.sleep(0.5)\n"
+            "    before = time.process_time()\n"
+            "    time.sleep(1)\n"
+            "    print('CPU', time.process_time() - before, flush=True)\n"
+            "threading.Thread(target=measure).start()\n"
+            "server.main()\n"
+        )
+        command = [sys.executable, "-c", program]
+        with service(program=command, PYTHONPATH=str(HERE)) as web, web.connect():
+            web.get()
+            eventually(lambda: any(line.startswith("CPU") for line in web.lines))
+            used = next(line.split()[1] for line in web.lines if line.startswith("CPU"))
+        self.assertLess(float(used), 0.1)
+
+    def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
+        for seconds in idle.seconds():
+            self.assertTrue(19 < seconds < 27, seconds)
