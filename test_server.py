@@ -37,6 +37,7 @@ from tools.harness import (
     servers,
     service,
     slow_relay,
+    slow_to_find,
     store,
     stored,
 )

@@ -456,6 +456,7 @@ class TestRunning(ProjectCase):
             with self.subTest(number):
                 project = self.project(
                     "<!-- background local: echo $$ > $HERE/one; exec sleep 60 -->",
+                    "<!-- run local: until test -s $HERE/one; do sleep 0.1; done -->",
                     "<!-- run local: echo $$ > $HERE/two; touch $HERE/both; exec sleep 60 -->",
                 )
                 process, here = project.start("test", "local"), project.folder.parent
