@@ -45,7 +45,6 @@ from tools.servers import HERE, Redis, free_port
 
 
 def setUpModule() -> None:
-    unittest.addModuleCleanup(servers.end)
     servers.start()
 
 

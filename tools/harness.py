@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import unittest
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -39,7 +40,7 @@ class Servers:
     db: Postgres
 
     def start(self) -> None:
-        """Start both; a signal that ends the tests ends them too."""
+        """Start both, until the module's tests have ended; a signal ends them too."""
         end_on_signals()
         self.folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.folder.chmod(0o711)
@@ -48,6 +49,7 @@ class Servers:
         sockets = self.folder / "s"  # a short name: the path of a Unix socket has a limit
         sockets.mkdir()
         self.db = Postgres(self.folder / "postgres", PASSWORD, socket_folder=sockets)
+        unittest.addModuleCleanup(self.end)
         for server in (self.cache, self.db):
             server.start()
 
@@ -295,12 +297,6 @@ class Load:
                 self.answers.append(Answer(self.port))
             except Exception as error:
                 self.lost.append(error)
-
-    def rate(self) -> float:
-        """Return the answers per second, of a second from now."""
-        seen = len(self.answers)
-        time.sleep(1)
-        return len(self.answers) - seen
 
     def more(self, count: int, pattern: str = "") -> None:
         """Wait for so many more answers with ``pattern`` in them."""

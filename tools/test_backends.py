@@ -55,7 +55,6 @@ OUT_OF_MEMORY = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
 
 
 def setUpModule() -> None:
-    unittest.addModuleCleanup(servers.end)
     servers.start()
 
 

@@ -34,7 +34,6 @@ from tools.servers import HERE, Redis
 
 
 def setUpModule() -> None:
-    unittest.addModuleCleanup(servers.end)
     servers.start()
     idle.start()
 
