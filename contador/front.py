@@ -233,14 +233,12 @@ class Front:
             self.connections.watch(handler)
 
     def handle(self, key: selectors.SelectorKey, events: int) -> None:
-        """Read and write what can be read and written; accept all connections that wait."""
+        """Read or write what can be read or written; accept all connections that wait."""
         if key.data is self.server:
             self.accept_waiting()
-            return
-        # Handling one may close another, whose number a third one may have by now.
-        if events & selectors.EVENT_READ and self.connections.get(key.fd) is key.data:
+        elif events & selectors.EVENT_READ:
             wasyncore.read(key.data)
-        if events & selectors.EVENT_WRITE and self.connections.get(key.fd) is key.data:
+        else:
             wasyncore.write(key.data)
 
     def accept_waiting(self) -> None:

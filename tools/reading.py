@@ -40,13 +40,13 @@ KINDS = ("local", "docker", "swarm", "swarm2")
 COMMENTS = {
     "run": r"run (?P<kind>\S+): (?P<command>.+)",
     "background": r"background (?P<kind>\S+): (?P<command>.+)",
-    "replace": r"replace in (?P<file>\S+): (?P<old>.+?) => (?P<new>.+)",
-    "append": r"append to (?P<file>\S+): (?P<new>.+)",
-    "restore": r"restore (?P<file>\S+)",
+    "replace": r"replace in (?P<file>.+?): (?P<old>.+?) => (?P<new>.+)",
+    "append": r"append to (?P<file>.+?): (?P<new>.+)",
+    "restore": r"restore (?P<file>.+)",
     "port": rf"port {SHOWN_PORT}",
-    "insert": r"insert into (?P<file>\S+) before: (?P<old>.+)",
-    "from": r"from (?P<file>\S+)",
-    "picture": r"picture (?P<file>\S+\.svg)",
+    "insert": r"insert into (?P<file>.+?) before: (?P<old>.+)",
+    "from": r"from (?P<file>.+)",
+    "picture": r"picture (?P<file>.+\.svg)",
     "not run": r"not run: .+",
 }
 ABOVE_A_BLOCK = ("insert", "from", "picture", "not run")

@@ -23,6 +23,7 @@ from unittest import mock
 
 from tools import check, console, picture, reading
 from tools.demo import plain
+from tools.processes import end_on_signals
 from tools.reading import DOCUMENTS, HERE, Document
 
 SECONDS = 60  # for anything that a test waits for
@@ -36,6 +37,10 @@ case "$*" in
 "compose down"*) sleep "${SLOW-0}";;
 esac
 """
+
+
+def setUpModule() -> None:
+    end_on_signals()
 
 
 def wait_until(happened: Callable[[], object]) -> None:
@@ -190,7 +195,9 @@ class TestReading(DocumentCase):
         self.assertIn(time.strftime("%Y"), edit.edited(""))
 
     def test_a_wrong_piece_picture_or_link_is_noticed(self) -> None:
-        svg = self.folder / "a.svg"
+        folder = self.folder / "uma pasta"  # with a space, as the project's may have
+        folder.mkdir()
+        svg = folder / "a.svg"
         svg.write_text(picture.draw("title", [("echo a", "a\n"), ("ls <b>", "1 & 2\n")]))
         good = [
             "# Título: um `teste`",
@@ -205,7 +212,7 @@ class TestReading(DocumentCase):
             "$ ls <b>",
             "1 ... 2",
             "```",
-            "[a](#título-um-teste) [b](a.svg) [c](https://example.org)",
+            "[a](#título-um-teste) [b](texto.md) [c](https://example.org)",
         ]
         self.assertEqual(reading.faults(self.document(*good)), [])
         for old, new in (
@@ -213,7 +220,7 @@ class TestReading(DocumentCase):
             ("$ ls <b>", "$ ls <c>"),
             ("1 ... 2", "1 ... 3"),
             ("#título-um", "#um"),
-            ("a.svg)", "b.svg)"),
+            ("(texto.md", "(texte.md"),
             ("Makefile", "Makefila"),
         ):
             with self.subTest(new):
