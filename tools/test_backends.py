@@ -625,6 +625,15 @@ class TestTime(WebCase):
         self.assertEqual(answers, [(200, f"Redis: conectado\n{CONNECTED}")] * 20)
         self.assertEqual((self.cache.received, self.db.received), (["PING"], [""]))
 
+    def test_the_log_tells_the_milliseconds_of_an_answer(self) -> None:
+        self.cache.answers["INCRBY"] = [0.2, b":1\r\n"]
+        with service(REDIS_URL=self.cache.url, DATABASE_URL=self.db.url) as web:
+            answer = web.get()
+            web.end()
+        logged = float(web.lines[-1].split()[-2])
+        self.assertGreaterEqual(logged, 200)
+        self.assertLessEqual(logged, answer.seconds * 1000)
+
     def test_all_answers_to_one_packet_share_the_time(self) -> None:
         cache = self.redis()
         cache.run("PING")
@@ -671,6 +680,7 @@ class TestTime(WebCase):
             self.assertEqual(log.output, ["INFO:root:Redis: conectado de novo"])
 
     def test_a_server_that_is_away_is_asked_now_and_then(self) -> None:
+        self.db.drop()  # the program's connection, which is not to be counted
         database = self.postgres()
         self.db.greeting = [0.04, CLOSE]
         end = time.monotonic() + 1
@@ -678,11 +688,20 @@ class TestTime(WebCase):
         while time.monotonic() < end:
             self.assertTrue(database.ping().reason)
             asked += 1
-        attempts = len(self.db.connections)  # each 0.04 s, and a pause of five times that
+        attempts = len(self.db.connections)  # each takes 0.04 s, and a pause of five times that
         self.assertIn(attempts, range(2, 6))
         self.assertGreater(asked, 20 * attempts)
         self.db.greeting = [WELCOME]
         eventually(lambda: database.ping().reason == "", 1)
+
+    def test_a_connection_that_is_given_up_is_closed(self) -> None:
+        for backend, fake in ((self.redis(), self.cache), (self.postgres(), self.db)):
+            fake.drop()
+            connection = backend.open()  # held on to: the end of it would close it too
+            (other_side,) = fake.connections
+            backend.close()
+            eventually(partial(is_closed, other_side))
+            del connection
 
     def test_there_is_one_attempt_at_a_time(self) -> None:
         database = self.postgres()
@@ -721,6 +740,11 @@ class TestTime(WebCase):
         eventually(takes_time)  # after the pause that follows the first attempt
         self.assertGreater(waits[-1], backends.RETRY_TIMEOUT * 0.9)
         self.assertLess(waits[-1], (backends.RETRY_TIMEOUT + TIMEOUT) / 2)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Tell whether this side of a connection has been closed."""
+    return connection.fileno() == -1
 
 
 def answers(cache: Redis) -> bool:
