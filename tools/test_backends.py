@@ -628,11 +628,11 @@ class TestTime(WebCase):
     def test_the_log_tells_the_milliseconds_of_an_answer(self) -> None:
         self.cache.answers["INCRBY"] = [0.2, b":1\r\n"]
         with service(REDIS_URL=self.cache.url, DATABASE_URL=self.db.url) as web:
-            answer = web.get()
+            web.get()
             web.end()
-        logged = float(web.lines[-1].split()[-2])
-        self.assertGreaterEqual(logged, 200)
-        self.assertLessEqual(logged, answer.seconds * 1000)
+        milliseconds = float(web.lines[-1].split()[-2])
+        self.assertGreaterEqual(milliseconds, 200)
+        self.assertLess(milliseconds, LIMIT * 1000)
 
     def test_all_answers_to_one_packet_share_the_time(self) -> None:
         cache = self.redis()
