@@ -346,6 +346,21 @@ class TestLimits(unittest.TestCase):
             used = next(line.split()[1] for line in web.lines if line.startswith("CPU"))
         self.assertLess(float(used), 0.1)
 
+    def test_it_looks_for_idle_connections_once_a_second_however_busy_it_is(self) -> None:
+        program = (
+            "import server\n"
+            "look = server.Front.close_idle\n"
+            "server.Front.close_idle = lambda front: (print('look', flush=True), look(front))\n"
+            "server.main()\n"
+        )
+        started = time.monotonic()
+        with service(program=[sys.executable, "-c", program], PYTHONPATH=str(HERE)) as web:
+            for _ in range(100):
+                web.get("/health")
+            web.end()
+        seconds = time.monotonic() - started
+        self.assertIn(web.lines.count("look\n"), range(1, int(seconds) + 2))
+
     def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
         for seconds in idle.seconds():
             self.assertTrue(19 < seconds < 27, seconds)
