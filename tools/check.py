@@ -17,13 +17,19 @@ INTERRUPTED = {0, 1, 130, -signal.SIGINT}
 NO_SECOND = "não há o contexto maquina2, ou a variável MAQUINA1"
 
 
+def ended_well(step: Step, status: int) -> bool:
+    """Tell whether a step has ended with a status that the document promises."""
+    if step.interrupt is not None:
+        return status in INTERRUPTED
+    return (status != 0) == step.fails
+
+
 def difference(step: Step, status: int, printed: str) -> str:
     """Return what is wrong with what a step printed, as a diff, or nothing."""
     expected = step.expected
     if step.hidden or step.interrupt == len(expected):  # what comes after the end is not shown
         expected = [*expected, "..."]
-    good = {0} if step.interrupt is None else INTERRUPTED
-    if status in good and matches(expected, printed):
+    if ended_well(step, status) and matches(expected, printed):
         return ""
     shown = printed.splitlines()
     diff = difflib.unified_diff(expected, shown, step.where, "impresso", lineterm="")

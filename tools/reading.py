@@ -20,6 +20,7 @@ and, directly above a block:
     <!-- insert into FILE before: LINE -->  put the block there, as the reader would
     <!-- from FILE -->                      the block is a piece of that file
     <!-- picture FILE -->                   that SVG is a picture of the block
+    <!-- fails -->                          its last command ends with a status other than 0
     <!-- not run: WHY -->                   a block of the shell's which only the reader runs
 """
 
@@ -47,9 +48,10 @@ COMMENTS = {
     "insert": r"insert into (?P<file>.+?) before: (?P<old>.+)",
     "from": r"from (?P<file>.+)",
     "picture": r"picture (?P<file>.+\.svg)",
+    "fails": r"fails",
     "not run": r"not run: .+",
 }
-ABOVE_A_BLOCK = ("insert", "from", "picture", "not run")
+ABOVE_A_BLOCK = ("insert", "from", "picture", "fails", "not run")
 SHELLS = ("sh", "bash", "shell")
 
 
@@ -103,6 +105,7 @@ class Step:
     expected: list[str] = field(default_factory=list)
     hidden: str = ""  # "run" or "background", for one in a comment
     interrupt: int | None = None  # after how many expected lines Ctrl-C is pressed
+    fails: bool = False  # it should end with a status other than 0
     edit: Edit | None = None
 
     @property
@@ -234,7 +237,7 @@ class Document:
         if info[:1] == ["console"]:
             if action in ("not run", "insert"):
                 raise self.error(f"<!-- {action} ... --> é para um bloco que não seja console")
-            self.add_commands(" ".join(info[1:]) or "docker", body)
+            self.add_commands(" ".join(info[1:]) or "docker", body, fails=action == "fails")
         else:
             self.refuse_commands(info, body, action)
             self.items.append(Prose(self.section, text, is_block=True))
@@ -250,11 +253,11 @@ class Document:
             raise self.error("um bloco com comandos é console")
         if info and info[0] in SHELLS and action != "not run":
             raise self.error(f"um bloco {info[0]} diz por quê: <!-- not run: ... -->")
-        if action == "picture":
-            raise self.error("<!-- picture ... --> é para um bloco console")
+        if action in ("picture", "fails"):
+            raise self.error(f"<!-- {action} ... --> é para um bloco console")
 
-    def add_commands(self, kind: str, body: list[str]) -> None:
-        """Take the commands of a console block and what they print."""
+    def add_commands(self, kind: str, body: list[str], fails: bool) -> None:
+        """Take the commands of a console block and what they print; the last may fail."""
         step = None
         first = int(self.where.rpartition(":")[2]) + 1
         for number, line in enumerate(body, first):
@@ -269,6 +272,8 @@ class Document:
                 step.interrupt = len(step.expected)
             else:
                 step.expected.append(line)
+        if step:
+            step.fails = fails
 
 
 def prose(path: Path) -> str:

@@ -95,13 +95,14 @@ class TestOwnDocuments(unittest.TestCase):
         self.assertEqual({step.kind for step in found}, set(reading.KINDS))
         for step in found:
             printed = "".join(line + "\n" for line in step.expected)
-            self.assertEqual(check.difference(step, 0, printed), "")
-            self.assertIn(f"{step.where}: ", check.difference(step, 2, printed))
+            right, wrong = (2, 0) if step.fails else (0, 2)
+            self.assertEqual(check.difference(step, right, printed), "")
+            self.assertIn(f"{step.where}: ", check.difference(step, wrong, printed))
             for number, line in enumerate(step.expected):
                 if line.strip(". "):
                     other = [*step.expected[:number], "x" + line, *step.expected[number + 1 :]]
                     changed = dataclasses.replace(step, expected=other)
-                    self.assertTrue(check.difference(changed, 0, printed), changed)
+                    self.assertTrue(check.difference(changed, right, printed), changed)
 
     def test_the_pictures_need_nothing_from_elsewhere(self) -> None:
         blocks = [block for document in self.documents for block in document.blocks]
@@ -131,6 +132,7 @@ class TestReading(DocumentCase):
             (1, ["<!-- insert into server.py before: x -->"]),
             (2, ["<!-- insert into server.py before: x -->", "```console", "```"]),
             (2, ["<!-- picture a.svg -->", "```yaml", "```"]),
+            (2, ["<!-- fails -->", "```yaml", "```"]),
             (2, ["<!-- not run: why -->", "```console", "```"]),
             (3, ["", "```console", "output", "$ true", "```"]),
             (2, ["```console", "^C", "$ true", "```"]),
@@ -247,6 +249,15 @@ class TestConsole(DocumentCase):
             lines = ["```console local", f"$ {wait}", "pronto", "^C", last, "```"]
             with mock.patch.object(console, "QUIET_SECONDS", 0.2):
                 self.assertEqual(bool(self.check(*lines)), wrong)
+
+    def test_only_the_last_command_of_a_block_that_fails_may_fail(self) -> None:
+        for first, last, wrong in (
+            ("true", "false", False),
+            ("true", "true", True),
+            ("false", "false", True),
+        ):
+            block = ["```console local", f"$ {first}", f"$ {last}", "```"]
+            self.assertEqual(bool(self.check("<!-- fails -->", *block)), wrong)
 
     def test_a_command_that_does_not_end_is_ended(self) -> None:
         with mock.patch.object(console, "SECONDS", 0.5):
