@@ -25,7 +25,7 @@ down:  ## Encerra tudo no Docker: remove os contêineres e mantém os volumes
 	docker compose down
 
 run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000 muda a porta)
-	@$(VENV)/python -m tools.run
+	@$(VENV)/python -m tools run
 
 ##@ Aula
 
@@ -58,7 +58,7 @@ lint: $(READY)  ## Verifica o estilo, os tipos, as versões fixadas e a CI
 	@$(VENV)/zizmor --offline --no-progress --quiet .github
 
 bench: $(READY)  ## Mede o serviço em comparação com a versão da descrição e com o waitress puro
-	@$(VENV)/python -m tools.bench
+	@$(VENV)/python -m tools bench
 
 picture: $(READY)  ## Refaz a figura do README: executa o primeiro bloco no Docker e desenha o terminal
 	@$(VENV)/python -m tools.picture

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tools.processes import STOP_SECONDS, end_on_signals, is_alive, signals_held, wait_for_end
+from tools.processes import STOP_SECONDS, is_alive, wait_for_end
 from tools.servers import HERE, Postgres, Redis, free_port
+from tools.signals import signals_held
 
 WAITRESS = """
 import logging, os, waitress
@@ -188,7 +189,6 @@ def main() -> int:
     if not shutil.which("wrk"):
         print("Falta o wrk. No Debian ou Ubuntu: sudo apt install wrk. No macOS: brew install wrk.")
         return 1
-    end_on_signals()
     with tempfile.TemporaryDirectory(prefix="contador-") as folder:
         os.chmod(folder, 0o711)
         cache, db = Redis(Path(folder, "redis")), Postgres(Path(folder, "postgres"))
@@ -201,8 +201,6 @@ def main() -> int:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1
-        except KeyboardInterrupt as interrupt:
-            return 128 + int(interrupt.args[0])
         finally:
             with signals_held():
                 db.stop()
@@ -210,7 +208,3 @@ def main() -> int:
     console.print(shown)
     console.print("CPU por visita e memória: só as do servidor, sem Redis, Postgres e wrk.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

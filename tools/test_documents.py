@@ -23,8 +23,8 @@ from unittest import mock
 
 from tools import check, console, picture, reading
 from tools.demo import plain
-from tools.processes import end_on_signals
 from tools.reading import DOCUMENTS, HERE, Document
+from tools.signals import end_on_signals
 
 SECONDS = 60  # for anything that a test waits for
 # A Docker that has nothing but what $THERE says, and writes down what it is asked.

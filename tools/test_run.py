@@ -1,6 +1,7 @@
 """What ``make run`` promises, whatever people do to it: with real processes, in new folders."""
 
 import atexit
+import itertools
 import json
 import os
 import pty
@@ -25,11 +26,13 @@ import psutil
 
 from tools import pins, processes, servers
 from tools.processes import Process, Record
-from tools.servers import HERE, Postgres, Redis, end_on_signals, free_port
+from tools.servers import HERE, Postgres, Redis, free_port
+from tools.signals import end_on_signals
 
-LAUNCHER = [sys.executable, "-m", "tools.run"]
+LAUNCHER = [sys.executable, "-m", "tools", "run"]
 MAKE = ["make", "-o", ".venv/.run", "run"]  # -o: it must not make anew what the tests run in
 PARTS = ("server.py", "contador", "tools", "Makefile", "requirements.txt", "pyproject.toml")
+STOPS_SECONDS = 3 * processes.STOP_SECONDS + 5  # for three servers, as slow as they may be
 UNSET = ("REDIS_URL", "DATABASE_URL", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5 + "copia"  # over 120 characters
 
@@ -155,7 +158,7 @@ class TestRun(unittest.TestCase):
 
     def check_end(self, checkout: Checkout, launcher: subprocess.Popen[bytes], status: int) -> None:
         """A launcher has to end with this exit status, and all that it has started with it."""
-        self.assertEqual(launcher.wait(15), status, checkout.printed())
+        self.assertEqual(launcher.wait(STOPS_SECONDS), status, checkout.printed())
         self.assertEqual(checkout.running(), [])
         self.assertNotIn("Traceback", checkout.printed())
         self.assertEqual(list(checkout.temporary.iterdir()), [])
@@ -192,7 +195,7 @@ class TestRun(unittest.TestCase):
                 self.assertEqual(len(checkout.recorded()), 4)  # Redis, initdb, Postgres, service
                 checkout.visit()
                 os.close(terminal)
-                eventually(checkout.has_ended, 15)
+                eventually(checkout.has_ended, STOPS_SECONDS)
                 self.assertNotEqual(os.waitpid(pid, 0)[1], 0)
 
     def test_a_signal_at_any_moment_of_the_start_leaves_nothing(self) -> None:
@@ -207,8 +210,21 @@ class TestRun(unittest.TestCase):
                 launcher.send_signal(number)
                 # If the service was there, the status is its own: it may not know SIGTERM yet.
                 expected = {128 + number, 0, 128 + signal.SIGTERM}
-                self.assertIn(launcher.wait(15), expected, checkout.printed())
+                self.assertIn(launcher.wait(STOPS_SECONDS), expected, checkout.printed())
                 self.assertEqual(checkout.running(), [])
+
+    def test_a_signal_in_the_first_moments_shows_no_traceback(self) -> None:
+        checkout = Checkout(self)
+        numbers = itertools.cycle((signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        for moment, number in zip(range(12), numbers, strict=False):
+            launcher = checkout.launch()
+            time.sleep(moment * 0.025)
+            launcher.send_signal(number)
+            # Before our first line it is for Python, which may show where it was in its own files.
+            self.assertNotEqual(launcher.wait(STOPS_SECONDS), 0)
+            self.assertNotIn(str(checkout.folder), checkout.printed())
+            self.assertEqual(checkout.running(), [])
+            self.assertEqual(list(checkout.temporary.iterdir()), [])
 
     def test_a_first_start_that_was_interrupted_spoils_nothing(self) -> None:
         checkout = Checkout(self)
@@ -216,7 +232,7 @@ class TestRun(unittest.TestCase):
             launcher = checkout.launch()
             eventually(checkout.initializing)
             launcher.send_signal(number)
-            launcher.wait(15)
+            launcher.wait(STOPS_SECONDS)
         launcher = checkout.start()
         self.assertEqual(checkout.visit(), "Contador: 1\nPostgres: conectado\n")
         launcher.send_signal(signal.SIGTERM)
@@ -254,7 +270,11 @@ class TestRun(unittest.TestCase):
 
     def test_a_server_that_does_not_end_is_killed_and_the_others_are_stopped(self) -> None:
         checkout = Checkout(self)
-        program = "from tools import processes, run; processes.STOP_SECONDS = 1; run.main()"
+        program = (
+            "from tools import __main__, processes\n"
+            "processes.STOP_SECONDS = 5  # long enough for the others\n"
+            "__main__.main('run')\n"
+        )
         launcher = checkout.start([sys.executable, "-c", program])
         command = checkout.recorded()[0]["command"]
         port = int(command[command.index("--port") + 1])
@@ -263,7 +283,7 @@ class TestRun(unittest.TestCase):
             launcher.send_signal(signal.SIGTERM)
             self.check_end(checkout, launcher, 0)
         self.assertIn(
-            "valkey-server não se encerrou em 1 s e foi encerrado à força\n", checkout.printed()
+            "valkey-server não se encerrou em 5 s e foi encerrado à força\n", checkout.printed()
         )
 
     def test_a_port_that_is_taken_or_none_is_told_before_anything_starts(self) -> None:
