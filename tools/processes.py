@@ -15,7 +15,7 @@ import psutil
 from tools.signals import signals_held
 
 STOP_SECONDS = 10  # for a process to end in good order, before it is killed
-CLOCK_SECONDS = 2  # by which a start time may seem to move when the machine's clock is set
+CLOCK_SECONDS = 2  # by which two readings of one start time may differ
 
 
 def write_private(path: Path, text: str) -> None:
@@ -29,7 +29,10 @@ def write_private(path: Path, text: str) -> None:
 
 def send(process: psutil.Process, number: int) -> None:
     """Send a signal to a process and its descendants, in whatever groups they are."""
-    for each in [*process.children(recursive=True), process]:
+    processes = [process]
+    with suppress(psutil.NoSuchProcess):  # also a zombie, on macOS
+        processes = [*process.children(recursive=True), process]
+    for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.send_signal(number)
 
@@ -66,7 +69,10 @@ class Record:
     def add(self, pid: int, command: list[str]) -> None:
         """Note a process that has just been started."""
         started = psutil.Process(pid).create_time()
-        self.processes.append({"pid": pid, "started": started, "command": command})
+        after_boot = started - psutil.boot_time()
+        self.processes.append(
+            {"pid": pid, "started": started, "after_boot": after_boot, "command": command}
+        )
         self.write()
 
     def end_leftovers(self) -> None:
@@ -86,11 +92,23 @@ class Record:
         self.write()
 
 
-def end_if_same(pid: int, started: float, command: list[str]) -> None:
+def started_then(process: psutil.Process, started: float, after_boot: float) -> bool:
+    """Tell whether a process was started at this time, or so many seconds after the machine.
+
+    When the clock is set, one of the two moves: the time on Linux, on macOS the seconds.
+    """
+    time_of_start = process.create_time()
+    seconds = time_of_start - psutil.boot_time()
+    return (
+        abs(time_of_start - started) <= CLOCK_SECONDS or abs(seconds - after_boot) <= CLOCK_SECONDS
+    )
+
+
+def end_if_same(pid: int, started: float, after_boot: float, command: list[str]) -> None:
     """End a process if its start time and its arguments, with their folders, are these."""
     try:
         process = psutil.Process(pid)
-        if abs(process.create_time() - started) > CLOCK_SECONDS:
+        if not started_then(process, started, after_boot):
             return
         if process.cmdline()[1:] != command[1:]:  # macOS puts another path to Python before them
             return

@@ -344,13 +344,25 @@ class TestRecord(unittest.TestCase):
     def test_another_start_time_command_or_folder_is_left_alone(self) -> None:
         process = self.started("sleep", "60")
         noted = dict(self.record.processes[0])
-        for values in ({"started": noted["started"] - 10}, {"command": ["sleep", "61"]}):
+        earlier = {"started": noted["started"] - 10, "after_boot": noted["after_boot"] - 10}
+        for values in (earlier, {"command": ["sleep", "61"]}):
             self.change(**noted | values)
             Record(self.record.path, self.folder).end_leftovers()
             self.assertTrue(process.is_running())
         self.change(**noted)
         Record(self.record.path, self.folder / "elsewhere").end_leftovers()
         self.assertTrue(process.is_running())
+
+    def test_a_clock_that_was_set_since_then_hides_nothing(self) -> None:
+        # On Linux, the boot time moves with the clock, and what psutil derives from it.
+        for name in ("started", "after_boot"):
+            with self.subTest(moved=name):
+                process = self.started("sleep", "60")
+                noted = self.record.processes[0]
+                self.change(**{name: noted[name] - 3600})
+                Record(self.record.path, self.folder).end_leftovers()
+                self.assertEqual(process.wait(5), -signal.SIGINT)
+                self.record.processes.clear()
 
     def test_a_record_that_cannot_be_read_is_passed_over(self) -> None:
         for text in ("", "{", "[]", "null", '{"folder": 1}', '{"processes": 1}'):
