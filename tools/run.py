@@ -1,7 +1,7 @@
 """``make run``: Redis, Postgres and the service without Docker, started and stopped together.
 
 What they keep is in ``.dados``, one launcher at a time. PORT, REDIS_URL and DATABASE_URL are as for
-the service; where both URLs are given, it is started alone. Its host is 127.0.0.1.
+the service; the server that a URL leads to is not started. The service's host is 127.0.0.1.
 """
 
 import errno
@@ -89,15 +89,19 @@ def locked(port: int) -> Iterator[None]:
 def start(started: list[Process], record: Record, port: int) -> Process:
     """Start all that is needed, noting it in ``started``; return the service."""
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port)}
-    if not (os.environ.get("REDIS_URL") and os.environ.get("DATABASE_URL")):
+    if not os.environ.get("REDIS_URL"):
+        cache = Redis(DATA / "redis", record=record)
+        started.append(cache)
+        cache.start()
+        environment["REDIS_URL"] = cache.url
+    if not os.environ.get("DATABASE_URL"):
         folder = DATA / "postgres"
         if os.geteuid() == 0:  # then Postgres runs as somebody who may not be able to enter here
             folder = Path(record.temporary, "postgres")
-        servers = Redis(DATA / "redis", record=record), Postgres(folder, record=record)
-        for server in servers:
-            started.append(server)
-            server.start()
-        environment |= {"REDIS_URL": servers[0].url, "DATABASE_URL": servers[1].url}
+        db = Postgres(folder, record=record)
+        started.append(db)
+        db.start()
+        environment["DATABASE_URL"] = db.url
     command = [sys.executable, str(HERE / "server.py")]
     service = Process(command, record, env=environment)
     started.append(service)

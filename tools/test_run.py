@@ -286,6 +286,21 @@ class TestRun(unittest.TestCase):
             "valkey-server não se encerrou em 5 s e foi encerrado à força\n", checkout.printed()
         )
 
+    def test_a_server_that_a_url_leads_to_is_not_started(self) -> None:
+        for name, url, programs in (
+            ("REDIS_URL", "redis://127.0.0.1:1/0", ["initdb", "postgres", "server.py"]),
+            ("DATABASE_URL", "postgresql://a:b@127.0.0.1:1/c", ["valkey-server", "server.py"]),
+        ):
+            with self.subTest(name):
+                checkout = Checkout(self)
+                checkout.environment[name] = url
+                launcher = checkout.start()
+                commands = [" ".join(each["command"]) for each in checkout.recorded()]
+                for program, command in zip(programs, commands, strict=True):
+                    self.assertIn(program, command)
+                launcher.send_signal(signal.SIGTERM)
+                self.check_end(checkout, launcher, 0)
+
     def test_a_port_that_is_taken_or_none_is_told_before_anything_starts(self) -> None:
         checkout = Checkout(self)
         with socket.create_server(("127.0.0.1", checkout.port)):
