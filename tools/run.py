@@ -10,8 +10,8 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +21,10 @@ from tools import processes
 from tools.processes import Process, Record
 from tools.servers import HERE, Postgres, Redis, free_port
 from tools.signals import interrupt, signals_held
+from tools.temporary import temporary_folder
 
 DATA = HERE / ".dados"
+ADDRESS_SECONDS = 0.2  # for one that has just got the lock to put its address there
 
 
 def say(text: str) -> None:
@@ -77,8 +79,9 @@ def locked(port: int) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            time.sleep(ADDRESS_SECONDS)
             lock.seek(0)
-            text = f"O contador desta pasta já está em execução: {lock.read()}"
+            text = f"O contador desta pasta já está em execução, ou iniciando: {lock.read()}"
             raise RuntimeError(text) from None
         lock.truncate(0)
         lock.write(f"http://127.0.0.1:{port}/")
@@ -116,8 +119,7 @@ def serve(port: int) -> int:
     check_free(port)
     started: list[Process] = []
     service: Process | None = None
-    with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
-        os.chmod(temporary, 0o711)
+    with temporary_folder() as temporary:
         record.temporary = temporary
         try:
             service = start(started, record, port)
