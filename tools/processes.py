@@ -99,9 +99,8 @@ def started_then(process: psutil.Process, started: float, after_boot: float) -> 
     """
     time_of_start = process.create_time()
     seconds = time_of_start - psutil.boot_time()
-    return (
-        abs(time_of_start - started) <= CLOCK_SECONDS or abs(seconds - after_boot) <= CLOCK_SECONDS
-    )
+    difference = min(abs(time_of_start - started), abs(seconds - after_boot))
+    return bool(difference <= CLOCK_SECONDS)
 
 
 def end_if_same(pid: int, started: float, after_boot: float, command: list[str]) -> None:
