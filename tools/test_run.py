@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import unittest
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from tools import pins, processes, servers
 from tools.processes import Process, Record
 from tools.servers import HERE, Postgres, Redis, free_port
 from tools.signals import end_on_signals
+from tools.waiting import eventually
 
 LAUNCHER = [sys.executable, "-m", "tools", "run"]
 MAKE = ["make", "-o", ".venv/.run", "run"]  # -o: it must not make anew what the tests run in
@@ -41,15 +41,6 @@ def setUpModule() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, of the tests themselves
     unittest.addModuleCleanup(signal.signal, signal.SIGHUP, before)
     end_on_signals()
-
-
-def eventually(check: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for a condition; fail if it does not come about."""
-    end = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come about")
-        time.sleep(0.05)
 
 
 def running_in(folder: Path) -> list[psutil.Process]:
@@ -196,7 +187,7 @@ class TestRun(unittest.TestCase):
                 checkout.visit()
                 os.close(terminal)
                 eventually(checkout.has_ended, STOPS_SECONDS)
-                self.assertNotEqual(os.waitpid(pid, 0)[1], 0)
+                self.assertNotEqual(psutil.Process(pid).wait(STOPS_SECONDS), 0)
 
     def test_a_signal_at_any_moment_of_the_start_leaves_nothing(self) -> None:
         signals = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -252,7 +243,7 @@ class TestRun(unittest.TestCase):
             timeout=10,
         )
         url = f"http://127.0.0.1:{checkout.port}/"
-        message = f"O contador desta pasta já está em execução: {url}\n"
+        message = f"O contador desta pasta já está em execução, ou iniciando: {url}\n"
         self.assertEqual(
             (second.returncode, second.stdout + second.stderr),
             (1, message),
@@ -321,6 +312,17 @@ class TestRun(unittest.TestCase):
         data.touch()
         self.assertEqual(checkout.launch().wait(10), 1)
         self.assertRegex(checkout.printed(), rf"\A{data}: .*\n\Z")
+        data.unlink()
+        checkout.environment["TMPDIR"] = "/nowhere"
+        program = (
+            "import sys, tempfile\n"
+            "from unittest.mock import Mock\n"
+            "from tools import __main__\n"
+            "tempfile.gettempdir = Mock(side_effect=FileNotFoundError(2, 'No usable folder'))\n"
+            "sys.exit(__main__.main('run'))\n"
+        )
+        self.assertEqual(checkout.launch([sys.executable, "-c", program]).wait(10), 1)
+        self.assertRegex(checkout.printed(), r"\A/nowhere: não serve de pasta temporária.*\n\Z")
 
 
 class TestRecord(unittest.TestCase):
@@ -506,7 +508,7 @@ class TestPins(unittest.TestCase):
         folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.addCleanup(shutil.rmtree, folder)
         (folder / "tools").mkdir()
-        for name in ("pyproject.toml", "requirements.txt", *pins.FILES):
+        for name in ("pyproject.toml", "requirements.txt", pins.RUN, pins.DEV):
             text = (HERE / name).read_text()
             if name == file:
                 self.assertIn(old, text)
