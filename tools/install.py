@@ -59,6 +59,9 @@ def main(marker: Path, files: "list[Path]") -> int:
             return 1
         if is_done(marker, files):
             return 0
+        if marker.parent.is_symlink():  # venv would empty what it leads to, and then refuse it
+            print(f"{marker.parent} leva a {marker.parent.resolve()}, que não é só desta pasta")
+            return 1
         return install(marker, files, lock.fileno())
 
 

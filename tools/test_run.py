@@ -489,6 +489,16 @@ class TestInstall(unittest.TestCase):
         self.assertNotEqual(self.run_once()[0], 0)
         self.assertFalse(self.marker.with_name(".dev").exists())
 
+    def test_the_environment_of_another_folder_is_left_alone(self) -> None:
+        other = self.checkout.base / "other"
+        other.mkdir()
+        (other / "kept").touch()
+        self.marker.parent.symlink_to(other)
+        self.assertEqual(
+            self.run_once(), (1, f"{self.marker.parent} leva a {other}, que não é só desta pasta\n")
+        )
+        self.assertTrue((other / "kept").exists())
+
     def test_one_that_was_interrupted_is_begun_anew(self) -> None:
         first = self.checkout.launch(self.command)
         eventually(self.checkout.printed)
