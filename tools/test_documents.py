@@ -251,6 +251,13 @@ class TestConsole(DocumentCase):
         self.assertEqual(self.check(f"<!-- run local: {free} -->"), "")
         self.assertEqual(self.check("<!-- port 5000 -->", f"<!-- run local: {written} -->"), "")
 
+    def test_a_port_is_shown_as_in_the_documents_but_not_within_a_larger_number(self) -> None:
+        shown = console.Console(self.folder, "6001")
+        self.assertEqual(
+            shown.as_documented("0.0.0.0:6001->5000/tcp http://0.0.0.0:6001/ 16001 60012"),
+            "0.0.0.0:5000->5000/tcp http://0.0.0.0:5000/ 16001 60012\n",
+        )
+
     def check(self, *lines: str) -> str:
         return check.check_document(self.document(*lines), "local")
 
