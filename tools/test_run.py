@@ -458,58 +458,6 @@ class TestServers(unittest.TestCase):
             self.assertFalse(started[0].is_running())
 
 
-class TestInstall(unittest.TestCase):
-    """The environment is made by one ``make`` at a time."""
-
-    def setUp(self) -> None:
-        self.checkout = Checkout(self)
-        self.marker = self.checkout.base / "environment/.run"  # not .venv: that is the tests' own
-        self.files = [self.checkout.folder / name for name in ("a.txt", "b.txt")]
-        for file in self.files:
-            file.touch()
-        program = self.checkout.folder / "tools/install.py"
-        self.command = [sys.executable, *map(str, (program, self.marker, *self.files))]
-
-    def run_once(self) -> tuple[int, str]:
-        """Run the program; return its exit status and what it prints."""
-        done = subprocess.run(self.command, capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stdout + done.stderr
-
-    def test_a_second_one_is_refused_and_a_later_one_finds_it_done(self) -> None:
-        first = self.checkout.launch(self.command)
-        eventually(self.checkout.printed)
-        self.assertEqual(
-            self.run_once(),
-            (1, "Outro make está instalando os pacotes desta pasta: repita quando ele terminar\n"),
-        )
-        self.assertEqual(first.wait(60), 0, self.checkout.printed())
-        self.assertEqual(self.run_once(), (0, ""))
-        self.files[0].write_text("no-such-package\n")  # and without a hash
-        self.command[2] = str(self.marker.with_name(".dev"))
-        self.assertNotEqual(self.run_once()[0], 0)
-        self.assertFalse(self.marker.with_name(".dev").exists())
-
-    def test_the_environment_of_another_folder_is_left_alone(self) -> None:
-        other = self.checkout.base / "other"
-        other.mkdir()
-        (other / "kept").touch()
-        self.marker.parent.symlink_to(other)
-        self.assertEqual(
-            self.run_once(), (1, f"{self.marker.parent} leva a {other}, que não é só desta pasta\n")
-        )
-        self.assertTrue((other / "kept").exists())
-
-    def test_one_that_was_interrupted_is_begun_anew(self) -> None:
-        first = self.checkout.launch(self.command)
-        eventually(self.checkout.printed)
-        first.send_signal(signal.SIGINT)
-        self.assertEqual(first.wait(10), 130, self.checkout.printed())
-        self.assertNotIn("Traceback", self.checkout.printed())
-        eventually(self.checkout.has_ended)
-        self.assertEqual(self.run_once()[0], 0)
-        self.assertTrue(self.marker.exists())
-
-
 class TestPins(unittest.TestCase):
     """``make lint`` notices where the requirement files don't fit."""
 
