@@ -207,9 +207,9 @@ class TestRun(unittest.TestCase):
     def test_a_signal_in_the_first_moments_shows_no_traceback(self) -> None:
         checkout = Checkout(self)
         numbers = itertools.cycle((signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-        for moment, number in zip(range(12), numbers, strict=False):
+        for moment, number in zip(range(10), numbers, strict=False):
             launcher = checkout.launch()
-            time.sleep(moment * 0.025)
+            time.sleep(moment * 0.03)
             launcher.send_signal(number)
             # Before our first line it is for Python, which may show where it was in its own files.
             self.assertNotEqual(launcher.wait(STOPS_SECONDS), 0)
