@@ -5,7 +5,6 @@ RUN_READY = .venv/.run
 READY = .venv/.dev
 COMPILE = $(VENV)/python -m uv pip compile -q --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header
-INSTALL = $(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes
 LESSON ?= 1
 SUITES = $(basename $(subst /,.,$(wildcard test_*.py tools/test_*.py)))
 
@@ -25,7 +24,7 @@ down:  ## Encerra tudo no Docker: remove os contêineres e mantém os volumes
 	docker compose down
 
 run: $(RUN_READY)  ## Sem Docker: inicia Redis, Postgres e o contador (PORT=8000 muda a porta)
-	@$(VENV)/python -m tools.run
+	@$(VENV)/python -m tools run
 
 ##@ Aula
 
@@ -58,7 +57,7 @@ lint: $(READY)  ## Verifica o estilo, os tipos, as versões fixadas e a CI
 	@$(VENV)/zizmor --offline --no-progress --quiet .github
 
 bench: $(READY)  ## Mede o serviço em comparação com a versão da descrição e com o waitress puro
-	@$(VENV)/python -m tools.bench
+	@$(VENV)/python -m tools bench
 
 picture: $(READY)  ## Refaz a figura do README: executa o primeiro bloco no Docker e desenha o terminal
 	@$(VENV)/python -m tools.picture
@@ -76,14 +75,9 @@ clean:  ## Apaga o ambiente virtual e os caches; os dados de make run ficam em .
 
 # Made anew whenever a pinned version changes; a failed installation leaves no marker behind.
 $(RUN_READY): requirements.txt tools/requirements-run.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv --clear .venv
-	$(INSTALL) -r requirements.txt -r tools/requirements-run.txt
-	@touch $@
+	@$(PYTHON) tools/install.py $@ $^
 
 $(READY): $(RUN_READY) tools/requirements-dev.txt
-	$(INSTALL) -r tools/requirements-dev.txt
-	@touch $@
+	@$(PYTHON) tools/install.py $@ $(filter %.txt,$^)
 
 .PHONY: help up logs down run demo test coverage test-docker test-swarm lint bench picture lock clean

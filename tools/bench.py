@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tools.processes import STOP_SECONDS, end_on_signals, is_alive, signals_held, wait_for_end
+from tools.processes import STOP_SECONDS, Process, is_alive, wait_for_end
 from tools.servers import HERE, Postgres, Redis, free_port
+from tools.signals import signals_held
+from tools.temporary import temporary_folder
 
 WAITRESS = """
 import logging, os, waitress
@@ -42,6 +44,7 @@ COMMANDS: dict[str, list[str | Path]] = {
 }
 CONNECTIONS, ROUNDS, SECONDS = (1, 8, 64), 3, 2
 START_SECONDS = 10
+WRK_SECONDS = 30  # for wrk to end after the time for which it asks
 BAR_WIDTH = 20
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # in bytes
@@ -64,15 +67,22 @@ class Figures(NamedTuple):
 
 
 def ask(port: int, connections: int) -> str:
-    """Return what wrk prints of so many connections to ``port``."""
+    """Return what wrk prints of so many connections to ``port``.
+
+    Raise RuntimeError where it does not end in time.
+    """
     wrk = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--latency"]
-    done = subprocess.run(
-        [*wrk, f"http://127.0.0.1:{port}/"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS + 30,
-    )
+    try:
+        done = subprocess.run(
+            [*wrk, f"http://127.0.0.1:{port}/"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS + WRK_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        late = f"A medição não vale; o wrk não terminou {WRK_SECONDS} segundos depois do fim"
+        raise RuntimeError(late) from None
     return done.stdout
 
 
@@ -112,14 +122,14 @@ def measure(name: str, environment: dict[str, str], connections: int) -> Figures
 
     Raise RuntimeError, with what the server has said, where it died meanwhile.
     """
-    port, printed = free_port(), ""
+    port = free_port()
+    printed = ""
     with tempfile.TemporaryFile() as said:
-        server = subprocess.Popen(
-            [sys.executable, *map(str, COMMANDS[name])],
-            env=environment | {"PORT": str(port)},
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
+        command = [sys.executable, *map(str, COMMANDS[name])]
+        started = Process(command, env=environment | {"PORT": str(port)})
+        started.launch(stdout=subprocess.DEVNULL, stderr=said)
+        server = started.process
+        assert server
         process = psutil.Process(server.pid)
         try:
             wait_until_ready(process, port)
@@ -177,7 +187,6 @@ def table(found: dict[tuple[str, int], list[Figures]], idle: dict[str, float]) -
             f"{p99:.1f}",
             f"{cpu:.0f}",
             f"{memory:.0f}",
-            end_section=connections == CONNECTIONS[-1],
         )
     return shown
 
@@ -188,9 +197,7 @@ def main() -> int:
     if not shutil.which("wrk"):
         print("Falta o wrk. No Debian ou Ubuntu: sudo apt install wrk. No macOS: brew install wrk.")
         return 1
-    end_on_signals()
-    with tempfile.TemporaryDirectory(prefix="contador-") as folder:
-        os.chmod(folder, 0o711)
+    with temporary_folder() as folder:
         cache, db = Redis(Path(folder, "redis")), Postgres(Path(folder, "postgres"))
         try:
             cache.start()
@@ -201,8 +208,6 @@ def main() -> int:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1
-        except KeyboardInterrupt as interrupt:
-            return 128 + int(interrupt.args[0])
         finally:
             with signals_held():
                 db.stop()
@@ -210,7 +215,3 @@ def main() -> int:
     console.print(shown)
     console.print("CPU por visita e memória: só as do servidor, sem Redis, Postgres e wrk.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -38,7 +38,7 @@ def difference(step: Step, status: int, printed: str) -> str:
 
 
 def todo(document: Document, kind: str) -> list[Step]:
-    """Return a document's steps of a kind that can be run here."""
+    """Return the steps that a test of a kind runs: for a Swarm, ``swarm2`` only with a second."""
     kinds = {kind, "swarm2"} if kind == "swarm" and second_machine() else {kind}
     return [step for step in document.steps if step.kind in kinds]
 
@@ -72,7 +72,11 @@ def check(documents: list[Document], kind: str) -> str:
     with reserved(kind):
         if any(document.port_as_written and todo(document, kind) for document in documents):
             refuse_taken(SHOWN_PORT)
-        return next(filter(None, (check_document(each, kind) for each in documents)), "")
+        for document in documents:
+            wrong = check_document(document, kind)
+            if wrong:
+                return wrong
+    return ""
 
 
 def count(documents: list[Document], kind: str) -> str:
@@ -90,8 +94,12 @@ def test(kind: str) -> int:
     """Check the documents, and run their commands of a kind; return the exit status."""
     documents = [Document(path) for path in DOCUMENTS]
     wrong = "\n".join(fault for each in documents for fault in faults(each))
-    if not any(todo(document, kind) for document in documents):
-        wrong = wrong or f"Nenhum comando é do tipo {kind}"
-    wrong = wrong or check(documents, kind)
-    print(wrong or count(documents, kind))
-    return 1 if wrong else 0
+    if not wrong and not any(todo(document, kind) for document in documents):
+        wrong = f"Nenhum comando é do tipo {kind}"
+    if not wrong:
+        wrong = check(documents, kind)
+    if wrong:
+        print(wrong)
+        return 1
+    print(count(documents, kind))
+    return 0

@@ -18,12 +18,14 @@ from typing import IO
 from tools.engine import PROJECT, CannotRunError, clean_up
 from tools.project import copy_project, without_ignored
 from tools.reading import SHOWN_PORT, Edit, Step
+from tools.temporary import temporary_folder
 
 SHOWN_PROJECT = "contador"
 NAMES = re.compile(rf"\b{SHOWN_PROJECT}(?=[-_](web|cache|db|app-network|front|default)\b)")
 SECONDS = 180  # for one command
 QUIET_SECONDS = 3  # without more output, before ^C
-STOP_SECONDS = 15
+STOP_SECONDS = 40  # make run itself may take 10 for each of its three
+GROUP_SECONDS = 10  # for a group that has been killed
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What the reader of a document would not have set.
 UNSET = ("POSTGRES_PASSWORD", "POSTGRES_PASSWORD_FILE", "REDIS_URL", "DATABASE_URL", "COMPOSE_FILE")
@@ -64,7 +66,13 @@ def ignore(number: int, frame: FrameType | None) -> None:
 def uninterrupted() -> Iterator[None]:
     """Put off the signals that end the program until the block is done."""
     came: list[int] = []
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDING}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {}
+    for each in ENDING:
+        before[each] = signal.signal(each, note)
     try:
         yield
     finally:
@@ -130,9 +138,10 @@ class Group:
     def close(self) -> None:
         """Kill what is left, and give the number back."""
         self.signal(signal.SIGKILL)
-        if self.process:
-            self.process.wait()
-        self.leader.communicate()
+        with suppress(subprocess.TimeoutExpired):
+            if self.process:
+                self.process.wait(GROUP_SECONDS)
+            self.leader.communicate(timeout=GROUP_SECONDS)
         os.close(self.last_ended)
 
 
@@ -143,7 +152,9 @@ class Console:
     """
 
     def __init__(self, home: Path, port: str) -> None:
-        self.home, self.folder, self.port = home, home / SHOWN_PROJECT, port
+        self.home = home
+        self.folder = home / SHOWN_PROJECT
+        self.port = port
         self.groups: list[Group] = []
         self.start = copy_project(self.folder)
         # As on a terminal: curl without a progress meter.
@@ -165,7 +176,8 @@ class Console:
 
     def as_documented(self, printed: str) -> str:
         """Return what has been printed as the documents show it: names, and ends of lines."""
-        text = printed.replace(PROJECT, SHOWN_PROJECT).replace(self.port, SHOWN_PORT)
+        text = printed.replace(PROJECT, SHOWN_PROJECT)
+        text = re.sub(rf"\b{self.port}\b", SHOWN_PORT, text)  # not within a larger number
         return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
     def do(self, step: Step) -> tuple[int, str]:
@@ -205,13 +217,17 @@ class Console:
                 process.wait(SECONDS)
             except subprocess.TimeoutExpired:
                 group.signal(signal.SIGKILL)
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GROUP_SECONDS)
+                return -signal.SIGKILL, text_of(output.name)
             return process.returncode, text_of(output.name)
 
     def wait_for(self, expected: list[str], output: str, process: subprocess.Popen[bytes]) -> None:
         """Wait until a process has printed what is expected and then nothing for a while."""
         end = time.monotonic() + SECONDS
-        size, since, done = 0, time.monotonic(), False
+        size = 0
+        since = time.monotonic()
+        done = False
         while not done and process.poll() is None and time.monotonic() < end:
             if os.path.getsize(output) != size:
                 size, since = os.path.getsize(output), time.monotonic()
@@ -247,8 +263,7 @@ class Console:
 @contextmanager
 def opened(kind: str, port: str) -> Iterator[Console]:
     """Yield a console in a copy of the project; leave nothing behind."""
-    with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
-        os.chmod(temporary, 0o711)
+    with temporary_folder() as temporary:
         shown = Console(Path(temporary), port)
         try:
             yield shown

@@ -12,29 +12,43 @@ import sys
 from pathlib import Path
 
 OLDEST = (3, 11)
+KINDS = ("", "local", "docker", "swarm")
 
 
-def main(mode: str = "", what: str = "") -> int:
+def is_known(mode: str = "", what: str = "", *more: str) -> bool:
+    """Tell whether these words are a use of this program."""
+    return not more and (mode == "demo" or (mode == "test" and what in KINDS))
+
+
+def perform(mode: str, what: str = "") -> int:
     """Test or demonstrate; return the exit status."""
-    if sys.version_info < OLDEST:
-        print("É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ...")
-        return 2
     from tools import check, console, demo, engine, reading  # which an older Python can't read
 
     console.end_on_signals()
     try:
-        if mode == "test" and what in ("", "local", "docker", "swarm"):
-            return check.test(what or "docker")
-        if mode == "demo":
-            return demo.show(what or "1")
+        return check.test(what or "docker") if mode == "test" else demo.show(what or "1")
     except (reading.DocumentError, engine.CannotRunError) as reason:
         print(reason)
-        return 2
     except BrokenPipeError:
         console.forget_terminal()
         return 1
-    print("Uso: tools/documents.py test [local|docker|swarm], ou demo [1|2|3]")
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return 2
+
+
+def main(*words: str) -> int:
+    """Do what the words say; return the exit status."""
+    if sys.version_info < OLDEST:
+        print("É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ...")
+        return 2
+    if not is_known(*words):
+        print("Uso: tools/documents.py test [local|docker|swarm], ou demo [1|2|3]")
+        return 2
+    try:
+        return perform(*words)
+    except KeyboardInterrupt:  # before signals are handled
+        return 130
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import fcntl
 import functools
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tools.temporary import place
 
 PROJECT, STACK = "contador-aula", "visitas"
 SECOND = "docker --context maquina2"
@@ -52,7 +53,10 @@ def machines(kind: str) -> list[str]:
 
 
 def ours(kind: str) -> set[str]:
-    """Return the names of the containers, networks and volumes of a kind's that exist."""
+    """Return the names of what exists in Docker of the documents' own, on a kind's machines.
+
+    That is the containers, networks and volumes of their Compose project, or of their stack.
+    """
     label = "com.docker.stack.namespace" if kind == "swarm" else "com.docker.compose.project"
     label += f"={STACK if kind == 'swarm' else PROJECT}"
     return listed(
@@ -64,7 +68,7 @@ def ours(kind: str) -> set[str]:
 
 
 def nameless(kind: str) -> set[str]:
-    """Return the volumes without a name that exist."""
+    """Return the anonymous volumes that exist on a kind's machines, whoever made them."""
     return listed(kind, "volume ls -q --filter label=com.docker.volume.anonymous")
 
 
@@ -80,7 +84,7 @@ def reserved(kind: str) -> Iterator[None]:
     if kind == "local":
         yield
         return
-    with Path(tempfile.gettempdir(), f"{PROJECT}-{os.getuid()}.lock").open("a") as lock:
+    with Path(place(), f"{PROJECT}-{os.getuid()}.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

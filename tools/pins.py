@@ -12,7 +12,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 HERE = Path(__file__).resolve().parent.parent
-RUN, DEV = FILES = ("tools/requirements-run.txt", "tools/requirements-dev.txt")
+RUN = "tools/requirements-run.txt"
+DEV = "tools/requirements-dev.txt"
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 

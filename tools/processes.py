@@ -6,54 +6,16 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
+from tools.signals import signals_held
+
 STOP_SECONDS = 10  # for a process to end in good order, before it is killed
-CLOCK_SECONDS = 2  # by which a start time may seem to move when the machine's clock is set
-
-received = 0  # the first signal that came
-held = 0  # blocks of signals_held that are being executed
-
-
-def end_on_signals() -> None:
-    """From now on, raise KeyboardInterrupt with its number on the first SIGINT, SIGTERM or SIGHUP.
-
-    Later ones change nothing, so that they don't interrupt what cleans up. Where SIGHUP is ignored
-    already, as nohup does, it stays so.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, interrupt)
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle a signal: see ``end_on_signals``."""
-    global received
-    if received:
-        return
-    received = number
-    if not held:
-        raise KeyboardInterrupt(number)
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Put off until the end of the block what a signal would do; a block may stand in another."""
-    global held
-    before = received
-    held += 1
-    try:
-        yield
-    finally:
-        held -= 1
-        if received and not before and not held:
-            raise KeyboardInterrupt(received)
+CLOCK_SECONDS = 2  # by which two readings of one start time may differ
 
 
 def write_private(path: Path, text: str) -> None:
@@ -67,7 +29,10 @@ def write_private(path: Path, text: str) -> None:
 
 def send(process: psutil.Process, number: int) -> None:
     """Send a signal to a process and its descendants, in whatever groups they are."""
-    for each in [*process.children(recursive=True), process]:
+    processes = [process]
+    with suppress(psutil.NoSuchProcess):  # also a zombie, on macOS
+        processes = [*process.children(recursive=True), process]
+    for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.send_signal(number)
 
@@ -104,7 +69,10 @@ class Record:
     def add(self, pid: int, command: list[str]) -> None:
         """Note a process that has just been started."""
         started = psutil.Process(pid).create_time()
-        self.processes.append({"pid": pid, "started": started, "command": command})
+        after_boot = started - psutil.boot_time()
+        self.processes.append(
+            {"pid": pid, "started": started, "after_boot": after_boot, "command": command}
+        )
         self.write()
 
     def end_leftovers(self) -> None:
@@ -124,11 +92,22 @@ class Record:
         self.write()
 
 
-def end_if_same(pid: int, started: float, command: list[str]) -> None:
+def started_then(process: psutil.Process, started: float, after_boot: float) -> bool:
+    """Tell whether a process was started at this time, or so many seconds after the machine.
+
+    When the clock is set, one of the two moves: the time on Linux, on macOS the seconds.
+    """
+    time_of_start = process.create_time()
+    seconds = time_of_start - psutil.boot_time()
+    difference = min(abs(time_of_start - started), abs(seconds - after_boot))
+    return bool(difference <= CLOCK_SECONDS)
+
+
+def end_if_same(pid: int, started: float, after_boot: float, command: list[str]) -> None:
     """End a process if its start time and its arguments, with their folders, are these."""
     try:
         process = psutil.Process(pid)
-        if abs(process.create_time() - started) > CLOCK_SECONDS:
+        if not started_then(process, started, after_boot):
             return
         if process.cmdline()[1:] != command[1:]:  # macOS puts another path to Python before them
             return

@@ -145,7 +145,9 @@ class Document:
         self.items: list[Step | Prose] = []
         self.blocks: list[Block] = []
         self.port_as_written = False
-        self.title = self.section = self.where = ""
+        self.title = ""
+        self.section = ""
+        self.where = ""
         self.above = ""  # the action of a comment that awaits a block
         self.said: dict[str, str] = {}  # what it says
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)

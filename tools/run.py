@@ -1,7 +1,7 @@
 """``make run``: Redis, Postgres and the service without Docker, started and stopped together.
 
 What they keep is in ``.dados``, one launcher at a time. PORT, REDIS_URL and DATABASE_URL are as for
-the service; where both URLs are given, it is started alone. Its host is 127.0.0.1.
+the service; the server that a URL leads to is not started. The service's host is 127.0.0.1.
 """
 
 import errno
@@ -10,18 +10,21 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from tools import processes
-from tools.processes import Process, Record, end_on_signals, signals_held
+from tools.processes import Process, Record
 from tools.servers import HERE, Postgres, Redis, free_port
+from tools.signals import interrupt, signals_held
+from tools.temporary import temporary_folder
 
 DATA = HERE / ".dados"
+ADDRESS_SECONDS = 0.2  # for one that has just got the lock to put its address there
 
 
 def say(text: str) -> None:
@@ -62,7 +65,7 @@ def look_at_terminal(number: int, frame: FrameType | None) -> None:
     try:
         termios.tcgetattr(0)
     except termios.error:
-        processes.interrupt(signal.SIGHUP, frame)
+        interrupt(signal.SIGHUP, frame)
 
 
 @contextmanager
@@ -76,8 +79,9 @@ def locked(port: int) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            time.sleep(ADDRESS_SECONDS)
             lock.seek(0)
-            text = f"O contador desta pasta já está em execução: {lock.read()}"
+            text = f"O contador desta pasta já está em execução, ou iniciando: {lock.read()}"
             raise RuntimeError(text) from None
         lock.truncate(0)
         lock.write(f"http://127.0.0.1:{port}/")
@@ -88,15 +92,19 @@ def locked(port: int) -> Iterator[None]:
 def start(started: list[Process], record: Record, port: int) -> Process:
     """Start all that is needed, noting it in ``started``; return the service."""
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port)}
-    if not (os.environ.get("REDIS_URL") and os.environ.get("DATABASE_URL")):
+    if not os.environ.get("REDIS_URL"):
+        cache = Redis(DATA / "redis", record=record)
+        started.append(cache)
+        cache.start()
+        environment["REDIS_URL"] = cache.url
+    if not os.environ.get("DATABASE_URL"):
         folder = DATA / "postgres"
         if os.geteuid() == 0:  # then Postgres runs as somebody who may not be able to enter here
             folder = Path(record.temporary, "postgres")
-        servers = Redis(DATA / "redis", record=record), Postgres(folder, record=record)
-        for server in servers:
-            started.append(server)
-            server.start()
-        environment |= {"REDIS_URL": servers[0].url, "DATABASE_URL": servers[1].url}
+        db = Postgres(folder, record=record)
+        started.append(db)
+        db.start()
+        environment["DATABASE_URL"] = db.url
     command = [sys.executable, str(HERE / "server.py")]
     service = Process(command, record, env=environment)
     started.append(service)
@@ -111,8 +119,7 @@ def serve(port: int) -> int:
     check_free(port)
     started: list[Process] = []
     service: Process | None = None
-    with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
-        os.chmod(temporary, 0o711)
+    with temporary_folder() as temporary:
         record.temporary = temporary
         try:
             service = start(started, record, port)
@@ -136,8 +143,10 @@ def stop(started: list[Process]) -> None:
 
 
 def main() -> int:
-    """Run the service; return its exit status, 1 or 2 if it can't start, or a signal's."""
-    end_on_signals()
+    """Run the service; return its exit status, or 1 or 2 if it can't start.
+
+    Raise KeyboardInterrupt where a signal came before it was there.
+    """
     end_with_terminal()
     try:
         port = wanted_port()
@@ -147,14 +156,8 @@ def main() -> int:
     try:
         with locked(port):
             return serve(port)
-    except KeyboardInterrupt as interrupt:
-        return 128 + int(interrupt.args[0])
     except RuntimeError as error:
         say(str(error))
     except OSError as error:
         say(f"{error.filename or DATA}: {error.strerror}")
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

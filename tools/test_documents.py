@@ -15,18 +15,19 @@ import tempfile
 import termios
 import time
 import unittest
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tools import check, console, picture, reading
-from tools.demo import plain
-from tools.processes import end_on_signals
-from tools.reading import DOCUMENTS, HERE, Document
+import psutil
 
-SECONDS = 60  # for anything that a test waits for
+from tools import check, console, picture, processes, reading
+from tools.demo import plain
+from tools.reading import DOCUMENTS, HERE, Document
+from tools.signals import end_on_signals
+from tools.waiting import SECONDS, eventually
+
 # A Docker that has nothing but what $THERE says, and writes down what it is asked.
 DOCKER = """#!/bin/sh
 echo "$*" >> "$ASKED"
@@ -41,24 +42,6 @@ esac
 
 def setUpModule() -> None:
     end_on_signals()
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    """Wait until something is so; raise AssertionError where it takes too long."""
-    end = time.monotonic() + SECONDS
-    while not happened():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {SECONDS} seconds")
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class DocumentCase(unittest.TestCase):
@@ -268,6 +251,13 @@ class TestConsole(DocumentCase):
         self.assertEqual(self.check(f"<!-- run local: {free} -->"), "")
         self.assertEqual(self.check("<!-- port 5000 -->", f"<!-- run local: {written} -->"), "")
 
+    def test_a_port_is_shown_as_in_the_documents_but_not_within_a_larger_number(self) -> None:
+        shown = console.Console(self.folder, "6001")
+        self.assertEqual(
+            shown.as_documented("0.0.0.0:6001->5000/tcp http://0.0.0.0:6001/ 16001 60012"),
+            "0.0.0.0:5000->5000/tcp http://0.0.0.0:5000/ 16001 60012\n",
+        )
+
     def check(self, *lines: str) -> str:
         return check.check_document(self.document(*lines), "local")
 
@@ -297,16 +287,31 @@ class TestGroups(unittest.TestCase):
         self.assertGreater(time.monotonic() - started, 0.5)
 
     def test_does_not_wait_longer_than_it_should(self) -> None:
-        group, _ = self.start("trap '' TERM; sleep 60 & wait; sleep 60")
-        group.signal(signal.SIGTERM)
+        group, process = self.start("sleep 60")
+        started = time.monotonic()
         group.wait(0.1)
-        self.assertTrue(is_alive(group.leader.pid))
+        self.assertLess(time.monotonic() - started, 30)
+        self.assertIsNone(process.poll())
+
+    def test_make_run_has_the_time_to_stop_its_three_servers(self) -> None:
+        self.assertGreater(console.STOP_SECONDS, 3 * processes.STOP_SECONDS)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program, if it has not ended, and close what leads to it."""
+    process.kill()
+    process.wait(SECONDS)
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            with suppress(OSError):
+                stream.close()
 
 
 class Project:
     """A project of a few lines in a folder of its own, with the program that runs its documents."""
 
-    def __init__(self, folder: Path, **files: str) -> None:
+    def __init__(self, test: unittest.TestCase, folder: Path, **files: str) -> None:
+        self.test = test
         self.folder, self.temporary = folder / "projeto", folder / "tmp"
         self.asked = folder / "asked"
         self.temporary.mkdir()
@@ -337,19 +342,26 @@ class Project:
         path.write_text(text, encoding="utf-8")
         return path
 
+    def make_repository(self) -> None:
+        """Put the project under git."""
+        command = ["git", "init", "-q", str(self.folder)]
+        subprocess.run(command, check=True, timeout=SECONDS)
+
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start the program."""
+        """Start the program, which ends with the test."""
         command = [sys.executable, str(self.folder / "tools/documents.py"), *arguments]
         environment = self.environment | options.pop("environment", {})
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **options}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stderr=subprocess.STDOUT, text=True, env=environment, **streams
         )
+        self.test.addCleanup(end, process)
+        return process
 
     def run(self, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str]:
         """Run the program; return its exit status and what it prints."""
-        with self.start(*arguments, stdin=subprocess.PIPE, environment=environment) as process:
-            printed, _ = process.communicate(typed, SECONDS)
+        process = self.start(*arguments, stdin=subprocess.PIPE, environment=environment)
+        printed, _ = process.communicate(typed, SECONDS)
         return process.returncode, printed
 
     @property
@@ -365,7 +377,7 @@ class ProjectCase(unittest.TestCase):
         """Return a project with these lines as README.md."""
         folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.addCleanup(shutil.rmtree, folder)
-        return Project(folder, **{"README.md": "\n".join(lines) + "\n", **files})
+        return Project(self, folder, **{"README.md": "\n".join(lines) + "\n", **files})
 
 
 class TestRunning(ProjectCase):
@@ -393,9 +405,29 @@ class TestRunning(ProjectCase):
         self.assertEqual((status, printed), (1, "Nenhum comando é do tipo local\n"))
 
     def test_tells_how_to_use_it(self) -> None:
-        for arguments in ([], ["tests"], ["test", "dockr"]):
+        for arguments in ([], ["tests"], ["test", "dockr"], ["demo", "1", "2"]):
             status, printed = self.project("text").run(*arguments)
             self.assertEqual((status, printed[:4]), (2, "Uso:"))
+
+    def test_a_temporary_folder_that_is_none_is_told_in_one_line(self) -> None:
+        project = self.project("<!-- run local: true -->", "```console", "$ true", "```")
+        program = project.folder / "tools/documents.py"
+        start = (
+            "import runpy, sys, tempfile\n"
+            "from unittest.mock import Mock\n"
+            "tempfile.gettempdir = Mock(side_effect=FileNotFoundError(2, 'No usable folder'))\n"
+            f"runpy.run_path({str(program)!r}, run_name='__main__')\n"
+        )
+        for kind in ("local", "docker"):
+            done = subprocess.run(
+                [sys.executable, "-c", start, "test", kind],
+                env=project.environment | {"TMPDIR": "/nowhere"},
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+            self.assertEqual((done.returncode, done.stderr), (2, ""))
+            self.assertRegex(done.stdout, r"\A/nowhere: não serve de pasta temporária.*\n\Z")
 
     def test_fails_where_an_edit_finds_no_place(self) -> None:
         for file in ("a.py", "no-such.py"):
@@ -417,7 +449,7 @@ class TestRunning(ProjectCase):
                 with self.subTest(command, repository=repository):
                     project = self.project(f"<!-- run local: {command} -->")
                     if repository:
-                        subprocess.run(["git", "init", "-q", project.folder], check=True)
+                        project.make_repository()
                     self.assertEqual(project.run("test", "local")[0], status)
 
     def test_edits_are_made_in_the_copy_and_undone(self) -> None:
@@ -455,7 +487,7 @@ class TestRunning(ProjectCase):
                 with project.write("big.tar", "").open("ab") as big:
                     big.truncate(1 << 40)  # a thousand times what could be read in this time
                 if repository:
-                    subprocess.run(["git", "init", "-q", project.folder], check=True)
+                    project.make_repository()
                 self.assertEqual(project.run("test", "local")[0], 0)
 
     def test_what_runs_in_the_background_ends_in_good_order(self) -> None:
@@ -478,20 +510,20 @@ class TestRunning(ProjectCase):
                     "<!-- run local: echo $$ > $HERE/two; touch $HERE/both; exec sleep 60 -->",
                 )
                 process, here = project.start("test", "local"), project.folder.parent
-                wait_until((here / "both").exists)
+                eventually((here / "both").exists)
                 process.send_signal(number)
                 printed, _ = process.communicate(timeout=SECONDS)
                 self.assertEqual((process.returncode, printed), (128 + number, ""))
                 self.assertEqual(project.left, [])
                 for name in ("one", "two"):
-                    self.assertFalse(is_alive(int((here / name).read_text())))
+                    self.assertFalse(psutil.pid_exists(int((here / name).read_text())))
 
     def test_a_second_signal_does_not_disturb_the_clean_up(self) -> None:
         trap = "trap 'sleep 1; touch $HERE/ended; exit' TERM"
         wait = "touch $HERE/started; while :; do sleep 0.1; done"
         project = self.project(f"<!-- run local: {trap}; {wait} -->")
         process, here = project.start("test", "local"), project.folder.parent
-        wait_until((here / "started").exists)
+        eventually((here / "started").exists)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
@@ -533,7 +565,7 @@ class TestDocker(ProjectCase):
         swarm = ["```console swarm", "$ true", "```"]
         project = self.project(*self.slow, "```console", "$ echo a", "a", "```", *swarm)
         first, here = project.start("test", "docker"), project.folder.parent
-        wait_until((here / "started").exists)
+        eventually((here / "started").exists)
         before = project.asked.read_text()
         for arguments in (["test", "docker"], ["test", "swarm"], ["demo", "1"]):
             status, printed = self.with_lesson(project).run(*arguments)
@@ -571,7 +603,7 @@ class TestDocker(ProjectCase):
         project = self.project("```console", "$ true", "```")
         project.asked.touch()
         process = project.start("test", "docker", environment={"SLOW": "1"})
-        wait_until(lambda: "compose down" in project.asked.read_text())
+        eventually(lambda: "compose down" in project.asked.read_text())
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=SECONDS)
         self.assertEqual((process.returncode, project.left), (128 + signal.SIGTERM, []))
@@ -719,11 +751,13 @@ class TestDemoFromAPipe(DemoCase):
 
     def test_nobody_reads_it(self) -> None:
         project = self.lessons(**{".env": free()})
-        with project.start("demo", "1", stdin=subprocess.PIPE) as process:
-            assert process.stdin and process.stdout
-            process.stdout.readline()
-            process.stdout.close()
-            process.stdin.write("\n")
+        process = project.start("demo", "1", stdin=subprocess.PIPE)
+        assert process.stdin and process.stdout
+        self.assertTrue(select.select([process.stdout], [], [], SECONDS)[0])
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        process.wait(SECONDS)
         self.assertEqual((process.returncode, project.left), (1, []))
 
 
@@ -767,10 +801,7 @@ class TestDemoAtATerminal(DemoCase):
 
     def terminal(self, project: Project, lesson: str) -> Terminal:
         """Return a terminal in which a lesson is shown."""
-        terminal = Terminal(project, lesson)
-        self.addCleanup(terminal.process.wait, SECONDS)
-        self.addCleanup(terminal.process.kill)
-        return terminal
+        return Terminal(project, lesson)
 
     def test_enter_runs_a_command_and_ctrl_c_ends_a_wait(self) -> None:
         project = self.lessons(**{".env": free()})

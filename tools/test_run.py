@@ -1,6 +1,7 @@
 """What ``make run`` promises, whatever people do to it: with real processes, in new folders."""
 
 import atexit
+import itertools
 import json
 import os
 import pty
@@ -12,7 +13,6 @@ import sys
 import tempfile
 import time
 import unittest
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,14 @@ import psutil
 
 from tools import pins, processes, servers
 from tools.processes import Process, Record
-from tools.servers import HERE, Postgres, Redis, end_on_signals, free_port
+from tools.servers import HERE, Postgres, Redis, free_port
+from tools.signals import end_on_signals
+from tools.waiting import eventually
 
-LAUNCHER = [sys.executable, "-m", "tools.run"]
+LAUNCHER = [sys.executable, "-m", "tools", "run"]
 MAKE = ["make", "-o", ".venv/.run", "run"]  # -o: it must not make anew what the tests run in
 PARTS = ("server.py", "contador", "tools", "Makefile", "requirements.txt", "pyproject.toml")
+STOPS_SECONDS = 3 * processes.STOP_SECONDS + 5  # for three servers, as slow as they may be
 UNSET = ("REDIS_URL", "DATABASE_URL", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5 + "copia"  # over 120 characters
 
@@ -38,15 +41,6 @@ def setUpModule() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, of the tests themselves
     unittest.addModuleCleanup(signal.signal, signal.SIGHUP, before)
     end_on_signals()
-
-
-def eventually(check: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for a condition; fail if it does not come about."""
-    end = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come about")
-        time.sleep(0.05)
 
 
 def running_in(folder: Path) -> list[psutil.Process]:
@@ -155,7 +149,7 @@ class TestRun(unittest.TestCase):
 
     def check_end(self, checkout: Checkout, launcher: subprocess.Popen[bytes], status: int) -> None:
         """A launcher has to end with this exit status, and all that it has started with it."""
-        self.assertEqual(launcher.wait(15), status, checkout.printed())
+        self.assertEqual(launcher.wait(STOPS_SECONDS), status, checkout.printed())
         self.assertEqual(checkout.running(), [])
         self.assertNotIn("Traceback", checkout.printed())
         self.assertEqual(list(checkout.temporary.iterdir()), [])
@@ -192,8 +186,8 @@ class TestRun(unittest.TestCase):
                 self.assertEqual(len(checkout.recorded()), 4)  # Redis, initdb, Postgres, service
                 checkout.visit()
                 os.close(terminal)
-                eventually(checkout.has_ended, 15)
-                self.assertNotEqual(os.waitpid(pid, 0)[1], 0)
+                eventually(checkout.has_ended, STOPS_SECONDS)
+                self.assertNotEqual(psutil.Process(pid).wait(STOPS_SECONDS), 0)
 
     def test_a_signal_at_any_moment_of_the_start_leaves_nothing(self) -> None:
         signals = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -207,8 +201,21 @@ class TestRun(unittest.TestCase):
                 launcher.send_signal(number)
                 # If the service was there, the status is its own: it may not know SIGTERM yet.
                 expected = {128 + number, 0, 128 + signal.SIGTERM}
-                self.assertIn(launcher.wait(15), expected, checkout.printed())
+                self.assertIn(launcher.wait(STOPS_SECONDS), expected, checkout.printed())
                 self.assertEqual(checkout.running(), [])
+
+    def test_a_signal_in_the_first_moments_shows_no_traceback(self) -> None:
+        checkout = Checkout(self)
+        numbers = itertools.cycle((signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        for moment, number in zip(range(10), numbers, strict=False):
+            launcher = checkout.launch()
+            time.sleep(moment * 0.03)
+            launcher.send_signal(number)
+            # Before our first line it is for Python, which may show where it was in its own files.
+            self.assertNotEqual(launcher.wait(STOPS_SECONDS), 0)
+            self.assertNotIn(str(checkout.folder), checkout.printed())
+            self.assertEqual(checkout.running(), [])
+            self.assertEqual(list(checkout.temporary.iterdir()), [])
 
     def test_a_first_start_that_was_interrupted_spoils_nothing(self) -> None:
         checkout = Checkout(self)
@@ -216,7 +223,7 @@ class TestRun(unittest.TestCase):
             launcher = checkout.launch()
             eventually(checkout.initializing)
             launcher.send_signal(number)
-            launcher.wait(15)
+            launcher.wait(STOPS_SECONDS)
         launcher = checkout.start()
         self.assertEqual(checkout.visit(), "Contador: 1\nPostgres: conectado\n")
         launcher.send_signal(signal.SIGTERM)
@@ -236,7 +243,7 @@ class TestRun(unittest.TestCase):
             timeout=10,
         )
         url = f"http://127.0.0.1:{checkout.port}/"
-        message = f"O contador desta pasta já está em execução: {url}\n"
+        message = f"O contador desta pasta já está em execução, ou iniciando: {url}\n"
         self.assertEqual(
             (second.returncode, second.stdout + second.stderr),
             (1, message),
@@ -254,7 +261,11 @@ class TestRun(unittest.TestCase):
 
     def test_a_server_that_does_not_end_is_killed_and_the_others_are_stopped(self) -> None:
         checkout = Checkout(self)
-        program = "from tools import processes, run; processes.STOP_SECONDS = 1; run.main()"
+        program = (
+            "from tools import __main__, processes\n"
+            "processes.STOP_SECONDS = 5  # long enough for the others\n"
+            "__main__.main('run')\n"
+        )
         launcher = checkout.start([sys.executable, "-c", program])
         command = checkout.recorded()[0]["command"]
         port = int(command[command.index("--port") + 1])
@@ -263,8 +274,23 @@ class TestRun(unittest.TestCase):
             launcher.send_signal(signal.SIGTERM)
             self.check_end(checkout, launcher, 0)
         self.assertIn(
-            "valkey-server não se encerrou em 1 s e foi encerrado à força\n", checkout.printed()
+            "valkey-server não se encerrou em 5 s e foi encerrado à força\n", checkout.printed()
         )
+
+    def test_a_server_that_a_url_leads_to_is_not_started(self) -> None:
+        for name, url, programs in (
+            ("REDIS_URL", "redis://127.0.0.1:1/0", ["initdb", "postgres", "server.py"]),
+            ("DATABASE_URL", "postgresql://a:b@127.0.0.1:1/c", ["valkey-server", "server.py"]),
+        ):
+            with self.subTest(name):
+                checkout = Checkout(self)
+                checkout.environment[name] = url
+                launcher = checkout.start()
+                commands = [" ".join(each["command"]) for each in checkout.recorded()]
+                for program, command in zip(programs, commands, strict=True):
+                    self.assertIn(program, command)
+                launcher.send_signal(signal.SIGTERM)
+                self.check_end(checkout, launcher, 0)
 
     def test_a_port_that_is_taken_or_none_is_told_before_anything_starts(self) -> None:
         checkout = Checkout(self)
@@ -286,6 +312,17 @@ class TestRun(unittest.TestCase):
         data.touch()
         self.assertEqual(checkout.launch().wait(10), 1)
         self.assertRegex(checkout.printed(), rf"\A{data}: .*\n\Z")
+        data.unlink()
+        checkout.environment["TMPDIR"] = "/nowhere"
+        program = (
+            "import sys, tempfile\n"
+            "from unittest.mock import Mock\n"
+            "from tools import __main__\n"
+            "tempfile.gettempdir = Mock(side_effect=FileNotFoundError(2, 'No usable folder'))\n"
+            "sys.exit(__main__.main('run'))\n"
+        )
+        self.assertEqual(checkout.launch([sys.executable, "-c", program]).wait(10), 1)
+        self.assertRegex(checkout.printed(), r"\A/nowhere: não serve de pasta temporária.*\n\Z")
 
 
 class TestRecord(unittest.TestCase):
@@ -324,13 +361,25 @@ class TestRecord(unittest.TestCase):
     def test_another_start_time_command_or_folder_is_left_alone(self) -> None:
         process = self.started("sleep", "60")
         noted = dict(self.record.processes[0])
-        for values in ({"started": noted["started"] - 10}, {"command": ["sleep", "61"]}):
+        earlier = {"started": noted["started"] - 10, "after_boot": noted["after_boot"] - 10}
+        for values in (earlier, {"command": ["sleep", "61"]}):
             self.change(**noted | values)
             Record(self.record.path, self.folder).end_leftovers()
             self.assertTrue(process.is_running())
         self.change(**noted)
         Record(self.record.path, self.folder / "elsewhere").end_leftovers()
         self.assertTrue(process.is_running())
+
+    def test_a_clock_that_was_set_since_then_hides_nothing(self) -> None:
+        # On Linux, the boot time moves with the clock, and what psutil derives from it.
+        for name in ("started", "after_boot"):
+            with self.subTest(moved=name):
+                process = self.started("sleep", "60")
+                noted = self.record.processes[0]
+                self.change(**{name: noted[name] - 3600})
+                Record(self.record.path, self.folder).end_leftovers()
+                self.assertEqual(process.wait(5), -signal.SIGINT)
+                self.record.processes.clear()
 
     def test_a_record_that_cannot_be_read_is_passed_over(self) -> None:
         for text in ("", "{", "[]", "null", '{"folder": 1}', '{"processes": 1}'):
@@ -417,7 +466,7 @@ class TestPins(unittest.TestCase):
         folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.addCleanup(shutil.rmtree, folder)
         (folder / "tools").mkdir()
-        for name in ("pyproject.toml", "requirements.txt", *pins.FILES):
+        for name in ("pyproject.toml", "requirements.txt", pins.RUN, pins.DEV):
             text = (HERE / name).read_text()
             if name == file:
                 self.assertIn(old, text)
