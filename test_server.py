@@ -648,12 +648,20 @@ class TestLogAndStop(unittest.TestCase):
         os.close(closed[0])
         unread = os.pipe()
         self.addCleanup(os.close, unread[0])
-        logs = {"closed pipe": closed[1], "a reader who has stopped": unread[1]}
+        terminal = os.openpty()
+        self.addCleanup(os.close, terminal[0])
+        logs = {
+            "closed pipe": closed[1],
+            "a reader who has stopped": unread[1],
+            "a terminal that nobody reads": terminal[1],
+        }
         if os.path.exists("/dev/full"):
             logs["full disk"] = os.open("/dev/full", os.O_WRONLY)
         for name, log in logs.items():
+            self.addCleanup(os.close, log)
             with self.subTest(name):
                 self.check_with_log(log)
+                self.assertTrue(os.get_blocking(log))  # as it was: others write to it too
 
     def check_with_log(self, log: int) -> None:
         port = free_port()
@@ -663,11 +671,10 @@ class TestLogAndStop(unittest.TestCase):
             stdout=log,
             stderr=subprocess.DEVNULL,
         )
-        os.close(log)
         self.addCleanup(program.kill)
         eventually(partial(listens, port))
         with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
-            connection.sendall(VISIT * 1500)  # their lines don't fit into a pipe
+            connection.sendall(VISIT * 1500)  # their lines fit into no pipe and no terminal
             connection.shutdown(socket.SHUT_WR)
             self.assertEqual(len(numbers_in(read_all(connection))), 1500)
         program.send_signal(signal.SIGTERM)
