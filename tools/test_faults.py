@@ -53,6 +53,20 @@ def cpu_seconds(web: Service) -> float:
     return float(after.user + after.system - before.user - before.system)
 
 
+def announcing(method: str) -> list[str]:
+    """Return the program, which prints the name of a method of Front each time it is called."""
+    program = (
+        "import server\n"
+        f"method = server.Front.{method}\n"
+        "def announced(*words):\n"
+        f"    print('{method}', flush=True)\n"
+        "    return method(*words)\n"
+        f"server.Front.{method} = announced\n"
+        "server.main()\n"
+    )
+    return [sys.executable, "-c", program]
+
+
 class Idle:
     """Connections that send nothing more; it is measured, while other tests run, for how long."""
 
@@ -347,19 +361,30 @@ class TestLimits(unittest.TestCase):
             self.assertLess(cpu_seconds(web), 0.1)
 
     def test_it_looks_for_idle_connections_once_a_second_however_busy_it_is(self) -> None:
-        program = (
-            "import server\n"
-            "look = server.Front.close_idle\n"
-            "server.Front.close_idle = lambda front: (print('look', flush=True), look(front))\n"
-            "server.main()\n"
-        )
         started = time.monotonic()
-        with service(program=[sys.executable, "-c", program], PYTHONPATH=str(HERE)) as web:
+        with service(program=announcing("close_idle"), PYTHONPATH=str(HERE)) as web:
             for _ in range(100):
                 web.get("/health")
             web.end()
         seconds = time.monotonic() - started
-        self.assertIn(web.lines.count("look\n"), range(1, int(seconds) + 2))
+        self.assertIn(web.lines.count("close_idle\n"), range(1, int(seconds) + 2))
+
+    def test_it_wakes_once_for_each_of_the_visits_that_come_one_by_one(self) -> None:
+        with service(program=announcing("turn"), PYTHONPATH=str(HERE)) as web:
+            with web.connect() as connection:
+                for _ in range(100):
+                    connection.sendall(VISIT)
+                    self.assertIn(b"Contador", connection.recv(65536))
+                    time.sleep(0.01)  # or the next visit would come before it can sleep again
+            web.end()
+        # Besides: one a second, some as it begins and ends.
+        self.assertIn(web.lines.count("turn\n"), range(100, 150))
+
+    def test_it_sleeps_while_it_waits_for_a_last_request(self) -> None:
+        with service(program=announcing("turn"), PYTHONPATH=str(HERE)) as web, web.connect():
+            web.get()
+            web.end()
+        self.assertLess(web.lines.count("turn\n"), 50)
 
     def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
         for seconds in idle.seconds():
