@@ -206,7 +206,7 @@ class TestAnswers(unittest.TestCase):
         line = f"Escutando em http://:{port} (Redis: , Postgres: )"
         start += f"print({line!r}, flush=True)\n"
         command = [sys.executable, "-c", start + program]
-        with service(program=command, PYTHONPATH=str(HERE)) as other:
+        with service(program=command) as other:
             eventually(partial(listens, port))
             with ThreadPoolExecutor(16) as pool:
                 answers = list(pool.map(lambda _: other.get(), range(400)))
@@ -606,7 +606,7 @@ class TestLogAndStop(unittest.TestCase):
         program = (
             "import server\nserver.ROUTES['/defeito'] = lambda batch, head: 1 / 0\nserver.main()\n"
         )
-        with service(program=[sys.executable, "-c", program], PYTHONPATH=str(HERE)) as web:
+        with service(program=[sys.executable, "-c", program]) as web:
             for _ in range(2):
                 answer = web.get("/defeito")
                 self.assertEqual(answer.status, 500)
@@ -625,7 +625,7 @@ class TestLogAndStop(unittest.TestCase):
             "server.Batch = Batch\n"
             "server.main()\n"
         )
-        with service(program=[sys.executable, "-c", program], PYTHONPATH=str(HERE)) as web:
+        with service(program=[sys.executable, "-c", program]) as web:
             self.assertEqual(web.get("/defeito").status, 500)
             self.assertEqual(web.get().status, 200)
             web.end()

@@ -31,7 +31,7 @@ from tools.harness import (
     store,
     stored,
 )
-from tools.servers import HERE, Redis
+from tools.servers import Redis
 
 
 def setUpModule() -> None:
@@ -362,7 +362,7 @@ class TestLimits(unittest.TestCase):
 
     def test_it_looks_for_idle_connections_once_a_second_however_busy_it_is(self) -> None:
         started = time.monotonic()
-        with service(program=announcing("close_idle"), PYTHONPATH=str(HERE)) as web:
+        with service(program=announcing("close_idle")) as web:
             for _ in range(100):
                 web.get("/health")
             web.end()
@@ -370,7 +370,7 @@ class TestLimits(unittest.TestCase):
         self.assertIn(web.lines.count("close_idle\n"), range(1, int(seconds) + 2))
 
     def test_it_wakes_once_for_each_of_the_visits_that_come_one_by_one(self) -> None:
-        with service(program=announcing("turn"), PYTHONPATH=str(HERE)) as web:
+        with service(program=announcing("turn")) as web:
             with web.connect() as connection:
                 for _ in range(100):
                     connection.sendall(VISIT)
@@ -381,7 +381,7 @@ class TestLimits(unittest.TestCase):
         self.assertIn(web.lines.count("turn\n"), range(100, 150))
 
     def test_it_sleeps_while_it_waits_for_a_last_request(self) -> None:
-        with service(program=announcing("turn"), PYTHONPATH=str(HERE)) as web, web.connect():
+        with service(program=announcing("turn")) as web, web.connect():
             web.get()
             web.end()
         self.assertLess(web.lines.count("turn\n"), 50)
