@@ -460,33 +460,49 @@ def configure(name: str, value: str) -> None:
         client.config_set(name, value)
 
 
+def save(outcome: str) -> None:
+    """Let the real Redis write a snapshot, and wait until it tells this outcome."""
+    with servers.client() as client:
+        client.bgsave()
+        eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == outcome)
+
+
 class TestFullRedis(unittest.TestCase):
-    """A real Redis that can't write, for want of memory or of a disk."""
+    """A real Redis that can't write, for want of memory or of a disk, until it can again."""
+
+    def setUp(self) -> None:
+        self.web = Service()
+        self.addCleanup(self.web.end_once)
 
     def check(self, reason: str, reset: int, health: int) -> None:
-        with service() as web:
-            for path, status in (("/", 503), ("/reset", reset), ("/health", health)):
-                answer = web.get(path)
-                self.assertEqual(answer.status, status, path)
-                if status == 503:
-                    self.assertIn(f"indisponível ({reason})\n", answer.text)
-            self.assertEqual(web.get(method="HEAD").status, 503)
+        for path, status in (("/", 503), ("/reset", reset), ("/health", health)):
+            answer = self.web.get(path)
+            self.assertEqual(answer.status, status, path)
+            if status == 503:
+                self.assertIn(f"indisponível ({reason})\n", answer.text)
+        self.assertEqual(self.web.get(method="HEAD").status, 503)
 
     def test_without_memory_it_is_there_and_takes_no_reset(self) -> None:
+        store("1")
         self.addCleanup(configure, "maxmemory", "0")
         configure("maxmemory", "1")
         self.check("memória do Redis esgotada", reset=503, health=200)
+        configure("maxmemory", "0")
+        self.assertEqual(self.web.get().number, 2)
 
     def test_without_a_disk_it_is_unhealthy(self) -> None:
+        store("1")
         place = servers.cache.folder / "dump.rdb"
         place.mkdir()  # where the snapshot should go
-        self.addCleanup(place.rmdir)
         self.addCleanup(configure, "save", "")
         configure("save", "3600 1")
-        with servers.client() as client:
-            client.bgsave()
-            eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
-        self.check("o Redis não consegue gravar em disco", reset=503, health=503)
+        try:
+            save("err")
+            self.check("o Redis não consegue gravar em disco", reset=503, health=503)
+        finally:
+            place.rmdir()
+        save("ok")
+        self.assertEqual(self.web.get().number, 2)
 
 
 class HangsUp(Fake):
