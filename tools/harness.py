@@ -251,6 +251,11 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(partial(connection.recv, 65536), b""))
 
 
+def numbers_in(received: bytes) -> list[int]:
+    """Return the numbers that visits got, in the order of the answers."""
+    return [int(found) for found in re.findall(rb"Contador: (\d+)", received)]
+
+
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -338,15 +343,15 @@ class Relay(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def slow_relay(port: int, seconds: float) -> Iterator[int]:
-    """Yield a port at which the server at ``port`` seems to take so long for each answer."""
-    handler = type("SlowRelay", (Relay,), {"target": port, "delay": seconds})
+def slow_redis(seconds: float) -> Iterator[str]:
+    """Yield a URL at which the Redis seems to take so long for each answer."""
+    handler = type("SlowRelay", (Relay,), {"target": servers.cache.port, "delay": seconds})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as relay:
         relay.daemon_threads = True
         thread = threading.Thread(target=relay.serve_forever, args=[0.05], daemon=True)
         thread.start()
         try:
-            yield relay.server_address[1]
+            yield f"redis://127.0.0.1:{relay.server_address[1]}/0"
         finally:
             relay.shutdown()
             thread.join(SECONDS)
