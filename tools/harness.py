@@ -258,6 +258,7 @@ def numbers_in(received: bytes) -> list[int]:
 
 def listens(port: int) -> bool:
     with socket.socket() as probe:
+        probe.settimeout(SECONDS)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
@@ -330,6 +331,7 @@ class Load:
 class Relay(socketserver.StreamRequestHandler):
     """Passes on what a client asks, and each answer after a while."""
 
+    timeout = 60  # seconds without a question; no test takes so long
     target = 0
     delay = 0.0
 
@@ -373,15 +375,18 @@ def full_backlog() -> Iterator[int]:
         for connection in waiting:
             connection.setblocking(False)
             connection.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-        for connection in waiting:
-            connection.close()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for connection in waiting:
+                connection.close()
 
 
 def with_limits(timeout: float = SECONDS, at_once: float = SECONDS / 2) -> list[str]:
-    """Return the program, with other limits in seconds to its waits for Redis and Postgres.
+    """Return the program, with other limits to its waits for Redis and Postgres, in seconds.
 
-    For the usual ones here no machine is too slow: they are for promises that aren't about time.
+    Those that are used unless others are given, no machine is too slow for: they suit promises that
+    are not about time. To be away makes no wait shorter.
     """
     program = (
         "from contador import backends\n"
