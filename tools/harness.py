@@ -385,8 +385,8 @@ def full_backlog() -> Iterator[int]:
 def with_limits(timeout: float = SECONDS, at_once: float = SECONDS / 2) -> list[str]:
     """Return the program, with other limits to its waits for Redis and Postgres, in seconds.
 
-    Those that are used unless others are given, no machine is too slow for: they suit promises that
-    are not about time. To be away makes no wait shorter.
+    The defaults are longer than any machine takes: for promises that are not about time. A server
+    that is known to be away is waited for as long as any other.
     """
     program = (
         "from contador import backends\n"
