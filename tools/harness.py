@@ -17,12 +17,12 @@ import time
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from tools.fakes import LONGEST
 from tools.servers import HERE, Postgres, Redis, end_on_signals
 
 KEY = "contador_visitas"
@@ -247,8 +247,14 @@ def eventually(check: Callable[[], bool], seconds: float = SECONDS) -> None:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Return what comes until the other side ends."""
-    return b"".join(iter(partial(connection.recv, 65536), b""))
+    """Return what comes until the other side ends; fail if it goes on for too long."""
+    end = time.monotonic() + LONGEST
+    received = b""
+    while more := connection.recv(65536):
+        received += more
+        if time.monotonic() > end:
+            raise AssertionError(f"it does not end: {len(received)} bytes by now")
+    return received
 
 
 def numbers_in(received: bytes) -> list[int]:
@@ -331,7 +337,7 @@ class Load:
 class Relay(socketserver.StreamRequestHandler):
     """Passes on what a client asks, and each answer after a while."""
 
-    timeout = 60  # seconds without a question; no test takes so long
+    timeout = LONGEST
     target = 0
     delay = 0.0
 
