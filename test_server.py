@@ -611,6 +611,13 @@ class TestLog(unittest.TestCase):
         self.assertEqual(len(times), 2)
         self.assertNotEqual(times[0], times[1])
 
+    def test_a_long_line_is_whole(self) -> None:
+        path = "/" + "a" * 10000  # more than is written at once
+        with service() as web:
+            web.get(path)
+            web.end()
+        self.assertIn(f'"GET {path} HTTP/1.1" 404', web.lines[-1])
+
     def test_a_defect_is_told_to_the_log_and_not_to_the_client(self) -> None:
         program = (
             "import server\nserver.ROUTES['/defeito'] = lambda batch, head: 1 / 0\nserver.main()\n"
