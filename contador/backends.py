@@ -311,9 +311,7 @@ class Postgres(Backend):
 
     def __init__(self, url: str, password: str) -> None:
         parts = urlsplit(url)
-        options: dict[str, str] = {}
-        if parts.query:
-            options = dict(parse_qsl(parts.query, strict_parsing=True))
+        options = dict(parse_qsl(parts.query, strict_parsing=True))
         host = options.pop("host", None) or unquote(parts.hostname or "localhost")
         port = int(options.pop("port", None) or parts.port or 5432)
         tls = tls_context(options.pop("sslmode", "disable"), options.pop("sslrootcert", None))

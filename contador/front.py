@@ -24,7 +24,8 @@ from contador import log
 from contador.settings import BadSetting
 
 IDLE = 20  # seconds without a byte until a connection is closed
-IDLE_CHECK = 1  # seconds between two looks for such, and the longest sleep
+IDLE_CHECK = 1  # seconds between two looks for such
+LONGEST_SLEEP = IDLE_CHECK  # seconds, or the next look would come late
 LINGER = 0.3  # seconds that open connections have for a last request when the program stops
 LAST_BATCH = 5.5  # no batch begins later than this after the signal: Docker kills at 10
 MAX_FILES = 4096  # open at once, most of them connections
@@ -59,6 +60,8 @@ class Parser(HTTPRequestParser):
 class Task(WSGITask):
     """Answers one request of the batch, with one packet, and writes its line of the log."""
 
+    wrote_header: bool  # waitress's, which has no types
+
     def get_environment(self) -> WSGIEnvironment:
         if self.front.defect:
             raise self.front.defect
@@ -80,19 +83,22 @@ class Task(WSGITask):
             super().service()
         finally:
             if self.complete:  # the application has answered, whether or not the client is there
-                self.front.note(self)
+                self.front.log_answer(self)
 
     def write(self, data: bytes) -> None:
-        """Send the header and the body, whose length the application has told, at once."""
+        """Send the header and the body, whose length the application has told, at once.
+
+        waitress's own method sends them one after the other: each would be a packet.
+        """
         self.content_bytes_written += len(data)
         if not self.wrote_header:
             data = self.build_response_header() + data
-            self.wrote_header: bool = True
+            self.wrote_header = True
         self.channel.write_soon(data)
 
 
 class Channel(HTTPChannel):
-    """A connection."""
+    """A connection; it reads requests with Parser, and answers each with a Task."""
 
     parser_class = Parser
     task_class = Task
@@ -193,7 +199,7 @@ class Front:
         """Answer what comes until ``stop`` is called, then finish what was accepted."""
         next_cleanup = 0.0
         while self.stopped_at is None:
-            self.turn(IDLE_CHECK)
+            self.turn(LONGEST_SLEEP)
             if time.monotonic() > next_cleanup:
                 next_cleanup = time.monotonic() + IDLE_CHECK
                 self.close_idle()
@@ -270,11 +276,13 @@ class Front:
         for channel in channels:
             with suppress(OSError):  # a "100 Continue" that can't be sent: the client has gone
                 channel.service()
-        self.server.trigger.handle_read()  # each answer pulls it, to wake a loop that is awake
+        # Each answer writes a byte to the trigger's pipe; without this the next select would return
+        # at once.
+        self.server.trigger.handle_read()
         log.write("".join(self.lines))
         self.lines.clear()
 
-    def note(self, task: Task) -> None:
+    def log_answer(self, task: Task) -> None:
         """Add an answer's line, in the Common Log Format (Apache's manual, mod_log_config)."""
         environ = task.environ
         status = task.status.partition(" ")[0]

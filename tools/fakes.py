@@ -25,6 +25,7 @@ CLOSE = End.CLOSE
 RESET = End.RESET
 Step = bytes | float | Callable[[], object] | End
 Steps = Sequence[Step]
+LONGEST = 60  # seconds that nobody waits for more: no test takes so long
 
 
 class Fake:
@@ -50,6 +51,7 @@ class Fake:
 
     def serve(self, connection: socket.socket) -> None:
         """Speak with a client, until either side ends."""
+        connection.settimeout(LONGEST)
         with suppress(OSError, ValueError), connection:  # ValueError: another protocol
             self.converse(connection)
 
@@ -116,7 +118,8 @@ class FakeRedis(Fake):
     """A Redis (its protocol, RESP2, is in the manual) that counts, if nothing else is wanted.
 
     ``answers`` has the steps for each command, ``greeting`` those for a new connection, before any
-    command. ``received`` has the commands of all connections.
+    command; ``before``, what to call when a command comes the next time, before its answer.
+    ``received`` has the commands of all connections.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -126,6 +129,7 @@ class FakeRedis(Fake):
     def rest(self) -> None:
         super().rest()
         self.answers: dict[str, Steps] = {}
+        self.before: dict[str, Callable[[], object]] = {}
         self.greeting: Steps = []
         self.received: list[str] = []
         self.number = 0
@@ -136,6 +140,8 @@ class FakeRedis(Fake):
             count = int(read_line(connection)[1:])
             words = [self.read_word(connection) for _ in range(count)]
             self.received.append(" ".join(words))
+            if words[0] in self.before:
+                self.before.pop(words[0])()
             self.play(connection, self.answer(words))
 
     def read_word(self, connection: socket.socket) -> str:
@@ -219,12 +225,12 @@ class TlsRelay(Fake):
             connection.sendall(b"S")
         with (
             self.context.wrap_socket(connection, server_side=True) as client,
-            socket.create_connection(("127.0.0.1", self.target)) as server,
+            socket.create_connection(("127.0.0.1", self.target), LONGEST) as server,
         ):
             back = threading.Thread(target=hand_on, args=[server, client], daemon=True)
             back.start()
             hand_on(client, server)
-            back.join()
+            back.join(LONGEST)
 
 
 def hand_on(source: socket.socket, target: socket.socket) -> None:

@@ -4,6 +4,7 @@ import atexit
 import http.client
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -16,12 +17,12 @@ import time
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from tools.fakes import LONGEST
 from tools.servers import HERE, Postgres, Redis, end_on_signals
 
 KEY = "contador_visitas"
@@ -30,6 +31,7 @@ LIMIT = 1.5  # seconds for any answer, whatever happens
 SECONDS = 10  # for what should come about at once, on the slowest machine
 VISIT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 CONNECTED = "Postgres: conectado\n"
+FILES = 2048  # that a test may have open: it holds a thousand connections
 
 
 class Servers:
@@ -42,6 +44,7 @@ class Servers:
     def start(self) -> None:
         """Start both, until the module's tests have ended; a signal ends them too."""
         end_on_signals()
+        allow_files()
         self.folder = Path(tempfile.mkdtemp(prefix="contador-test-"))
         self.folder.chmod(0o711)
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)  # after a signal, too
@@ -70,19 +73,22 @@ class Servers:
 servers = Servers()
 
 
+def allow_files() -> None:
+    """Let the tests open FILES files, or as many as they may; macOS begins with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Answer:
     """What came back: ``status``, ``text``, ``headers`` and the ``seconds`` that it took."""
 
     def __init__(
-        self,
-        port: int,
-        path: str = "/",
-        method: str = "GET",
-        timeout: float = SECONDS,
-        host: str = "127.0.0.1",
+        self, port: int, path: str = "/", method: str = "GET", host: str = "127.0.0.1"
     ) -> None:
         started = time.monotonic()
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
         connection.request(method, path)
         response = connection.getresponse()
         self.status = response.status
@@ -99,8 +105,8 @@ class Answer:
 class Service:
     """The program in a process of its own, on a free port.
 
-    ``program`` takes the place of ``server.py``; ``environment`` adds to or changes its settings;
-    ``files`` is how many files it may open, as ``ulimit -n`` takes it.
+    ``program`` takes the place of ``server.py``, which it can import; ``environment`` adds to or
+    changes its settings; ``files`` is how many files it may open, as ``ulimit -n`` takes it.
     """
 
     def __init__(
@@ -109,7 +115,8 @@ class Service:
         files: int | str | None = None,
         **environment: str,
     ) -> None:
-        variables = {"HOST": "127.0.0.1", "PORT": "0", **servers.urls(), **environment}
+        place = {"HOST": "127.0.0.1", "PORT": "0", "PYTHONPATH": str(HERE)}
+        variables = {**place, **servers.urls(), **environment}
         command = [str(part) for part in program or [sys.executable, HERE / "server.py"]]
         if files:
             command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
@@ -167,7 +174,7 @@ class Service:
     def freeze(self) -> None:
         """Stop the program until SIGCONT; return when it stands still."""
         self.process.send_signal(signal.SIGSTOP)
-        os.waitpid(self.process.pid, os.WUNTRACED)
+        eventually(lambda: os.waitpid(self.process.pid, os.WUNTRACED | os.WNOHANG)[0] != 0)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -240,17 +247,29 @@ def eventually(check: Callable[[], bool], seconds: float = SECONDS) -> None:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Return what comes until the other side ends."""
-    return b"".join(iter(partial(connection.recv, 65536), b""))
+    """Return what comes until the other side ends; fail if it goes on for too long."""
+    end = time.monotonic() + LONGEST
+    received = b""
+    while more := connection.recv(65536):
+        received += more
+        if time.monotonic() > end:
+            raise AssertionError(f"it does not end: {len(received)} bytes by now")
+    return received
+
+
+def numbers_in(received: bytes) -> list[int]:
+    """Return the numbers that visits got, in the order of the answers."""
+    return [int(found) for found in re.findall(rb"Contador: (\d+)", received)]
 
 
 def listens(port: int) -> bool:
     with socket.socket() as probe:
+        probe.settimeout(SECONDS)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def store(value: str | list[str] | None) -> None:
-    """Put the counter's key in a state of its own choosing."""
+    """Put the counter's key in a state that the test chooses."""
     with servers.client() as client:
         client.delete(KEY)
         if isinstance(value, list):
@@ -282,12 +301,12 @@ def revive(server: Redis | Postgres) -> None:
 class Load:
     """Clients that ask all the time, until ``stop``; ``answers`` has all that they got."""
 
-    def __init__(self, port: int, clients: int = 8) -> None:
+    def __init__(self, port: int) -> None:
         self.port = port
         self.answers: list[Answer] = []
         self.lost: list[Exception] = []
         self.end = time.monotonic() + 30  # at the latest
-        self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
+        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(8)]
         for thread in self.threads:
             thread.start()
 
@@ -318,6 +337,7 @@ class Load:
 class Relay(socketserver.StreamRequestHandler):
     """Passes on what a client asks, and each answer after a while."""
 
+    timeout = LONGEST
     target = 0
     delay = 0.0
 
@@ -331,16 +351,26 @@ class Relay(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def slow_relay(port: int, seconds: float) -> Iterator[int]:
-    """Yield a port at which the server at ``port`` seems to take so long for each answer."""
-    handler = type("SlowRelay", (Relay,), {"target": port, "delay": seconds})
+def slow_redis(seconds: float) -> Iterator[str]:
+    """Yield a URL at which the Redis seems to take so long for each answer."""
+    handler = type("SlowRelay", (Relay,), {"target": servers.cache.port, "delay": seconds})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as relay:
         relay.daemon_threads = True
-        thread = threading.Thread(target=relay.serve_forever, args=[0.05])
+        thread = threading.Thread(target=relay.serve_forever, args=[0.05], daemon=True)
         thread.start()
-        yield relay.server_address[1]
-        relay.shutdown()
-        thread.join(SECONDS)
+        try:
+            yield f"redis://127.0.0.1:{relay.server_address[1]}/0"
+        finally:
+            relay.shutdown()
+            thread.join(SECONDS)
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """Yield a port at which nobody listens, and which nobody else gets meanwhile."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @contextmanager
@@ -351,18 +381,36 @@ def full_backlog() -> Iterator[int]:
         for connection in waiting:
             connection.setblocking(False)
             connection.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-        for connection in waiting:
-            connection.close()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for connection in waiting:
+                connection.close()
 
 
-def slow_to_find(host: str, seconds: float, address: str = "127.0.0.1") -> list[str | Path]:
+def with_limits(timeout: float = SECONDS, at_once: float = SECONDS / 2) -> list[str]:
+    """Return the program, with other limits to its waits for Redis and Postgres, in seconds.
+
+    The defaults are longer than any machine takes: for promises that are not about time. A server
+    that is known to be away is waited for as long as any other.
+    """
+    program = (
+        "from contador import backends\n"
+        f"backends.TIMEOUT = backends.RETRY_TIMEOUT = {timeout}\n"
+        f"backends.AT_ONCE = {at_once}\n"
+        "import server\n"
+        "server.main()\n"
+    )
+    return [sys.executable, "-c", program]
+
+
+def slow_to_find(host: str, seconds: float, address: str = "127.0.0.1") -> list[str]:
     """Return the program, with a resolver that takes so long for the name of one host.
 
     Without an ``address`` it then says that there is no such name.
     """
     program = (
-        "import runpy, socket, sys, time\n"
+        "import socket, time\n"
         "resolve = socket.getaddrinfo\n"
         "def slow(host, *words, **options):\n"
         f"    if host != '{host}': return resolve(host, *words, **options)\n"
@@ -370,7 +418,7 @@ def slow_to_find(host: str, seconds: float, address: str = "127.0.0.1") -> list[
         f"    if not '{address}': raise socket.gaierror(socket.EAI_NONAME, 'no such name')\n"
         f"    return resolve('{address}', *words, **options)\n"
         "socket.getaddrinfo = slow\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "runpy.run_path(sys.argv[1] + '/server.py', run_name='__main__')\n"
+        "import server\n"
+        "server.main()\n"
     )
-    return [sys.executable, "-c", program, HERE]
+    return [sys.executable, "-c", program]
