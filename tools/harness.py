@@ -15,15 +15,18 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from tools import waiting
 from tools.fakes import LONGEST
-from tools.servers import HERE, Postgres, Redis, end_on_signals
+from tools.servers import HERE, Postgres, Redis
+from tools.signals import end_on_signals
 
 KEY = "contador_visitas"
 PASSWORD = "p@ss:/w%rd#ç\"'\\"
@@ -32,6 +35,8 @@ SECONDS = 10  # for what should come about at once, on the slowest machine
 VISIT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 CONNECTED = "Postgres: conectado\n"
 FILES = 2048  # that a test may have open: it holds a thousand connections
+
+eventually = partial(waiting.eventually, seconds=SECONDS)
 
 
 class Servers:
@@ -235,15 +240,6 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[
         text=True,
         timeout=SECONDS,
     )
-
-
-def eventually(check: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """Wait for a condition; fail if it does not come about."""
-    end = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come about")
-        time.sleep(0.01)
 
 
 def read_all(connection: socket.socket) -> bytes:

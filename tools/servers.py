@@ -20,9 +20,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tools.processes import Process, Record, write_private
-from tools.signals import end_on_signals
-
-__all__ = ["HERE", "Postgres", "Redis", "end_on_signals", "free_port"]
 
 HERE = Path(__file__).resolve().parent.parent
 READY = re.compile(rb"[Rr]eady to accept connections")  # in the log of either

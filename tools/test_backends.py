@@ -740,7 +740,7 @@ class TestTime(Case):
         self.cache.answers = {}
         for cache in (silent, dropped):
             with self.assertLogs() as log:
-                eventually(partial(answers, cache), 3)
+                eventually(partial(answers, cache), seconds=3)
             self.assertEqual(log.output, ["INFO:root:Redis: conectado de novo"])
 
     def test_a_server_that_is_away_is_asked_now_and_then(self) -> None:

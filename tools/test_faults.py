@@ -352,6 +352,6 @@ class TestLimits(unittest.TestCase):
         self.assertLess(web.lines.count("turn\n"), 50)
 
     def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
-        eventually(idle.have_ended, 40)
+        eventually(idle.have_ended, seconds=40)
         for seconds in idle.kept:
             self.assertTrue(19 < seconds < 27, seconds)

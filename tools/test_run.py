@@ -433,7 +433,8 @@ class TestServers(unittest.TestCase):
         program = (
             "import time, unittest\n"
             "from pathlib import Path\n"
-            "from tools.servers import Redis, end_on_signals\n"
+            "from tools.servers import Redis\n"
+            "from tools.signals import end_on_signals\n"
             "class Test(unittest.TestCase):\n"
             "    def test(self):\n"
             f"        Redis(Path('{self.folder}/redis')).start()\n"

@@ -12,4 +12,4 @@ def eventually(check: Callable[[], object], seconds: float = SECONDS) -> None:
     while not check():
         if time.monotonic() > end:
             raise AssertionError(f"it did not come about within {seconds} seconds")
-        time.sleep(0.05)
+        time.sleep(0.02)
