@@ -345,18 +345,18 @@ class Postgres(Backend):
         A connection that broke while it was idle shows that only when it is asked. Then, and then
         alone, the query is sent again, on a new one.
         """
-        if not self.connection:
-            return self.ask("")
-        started = time.monotonic()
-        try:
-            self.connection.run("")
-        except Exception as error:
-            if time.monotonic() > started + AT_ONCE:
-                return Reply(reason=self.note_away(error))
-            self.close()
-            return self.ask("")
-        self.note_there()
-        return Reply()
+        if self.connection:
+            started = time.monotonic()
+            try:
+                self.connection.run("")
+            except Exception as error:
+                if time.monotonic() > started + AT_ONCE:
+                    return Reply(reason=self.note_away(error))
+                self.close()
+            else:
+                self.note_there()
+                return Reply()
+        return self.ask("")
 
     def ask(self, sql: str) -> Reply:
         """Run SQL once and return what came of it."""

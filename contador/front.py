@@ -78,7 +78,7 @@ class Task(WSGITask):
     def service(self) -> None:
         is_last = len(self.channel.requests) == 1
         if is_last and self.front.stopped_at is not None:
-            self.request.headers["CONNECTION"] = "close"  # waitress then answers so, and closes
+            self.request.headers["CONNECTION"] = "close"  # waitress then says so, in HTTP/1.0 too
         try:
             super().service()
         finally:
@@ -180,7 +180,6 @@ class Front:
             sockets=[listener],
             connection_limit=self.limit,
             channel_timeout=IDLE,
-            cleanup_interval=10**9,  # close_idle does it
             ident="",  # no Server header
             recv_bytes=65536,  # a header that is too long is read, or the answer would be lost
             max_request_header_size=16384,

@@ -351,6 +351,11 @@ class TestLimits(unittest.TestCase):
             web.end()
         self.assertLess(web.lines.count("turn\n"), 50)
 
+    def test_it_waits_for_no_last_request_where_nobody_is_connected(self) -> None:
+        with service(program=announcing("turn")) as web:
+            web.end()
+        self.assertLess(web.lines.count("turn\n"), 5)
+
     def test_an_idle_connection_is_closed_after_20_seconds(self) -> None:
         eventually(idle.have_ended, seconds=40)
         for seconds in idle.kept:
