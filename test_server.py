@@ -136,6 +136,11 @@ class TestAnswers(unittest.TestCase):
             )
         self.assertEqual(stored(), None)
 
+    def test_a_request_may_name_the_whole_address(self) -> None:  # RFC 9112, 3.2.2
+        for number, address in enumerate((b"http://a", b"http://a/", b"http://a?utm=x"), 1):
+            received = self.web.raw(b"GET " + address + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            self.assertIn(b"Contador: %d\n" % number, received)
+
     def test_a_thousand_visits_from_16_threads_give_1_to_1000(self) -> None:
         with ThreadPoolExecutor(16) as pool:
             numbers = list(pool.map(lambda _: self.web.get().number, range(1000)))
