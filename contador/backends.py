@@ -166,9 +166,8 @@ class Backend:
         self.attempt = threading.Thread(target=self.try_to_connect, daemon=True)
         self.attempt.start()
         self.attempt.join(RETRY_TIMEOUT if self.reason else TIMEOUT)
-        if not self.connection:
-            waited = time.monotonic() - started
-            self.next_attempt = time.monotonic() + RETRY_PAUSE * waited
+        waited = time.monotonic() - started
+        self.next_attempt = time.monotonic() + RETRY_PAUSE * waited  # unless the server answers
 
     def try_to_connect(self) -> None:
         """Fill in the connection, or why there is none."""

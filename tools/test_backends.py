@@ -835,6 +835,20 @@ class TestTime(Case):
         self.assertGreater(waits[-1], backends.RETRY_TIMEOUT * 0.9)
         self.assertLess(waits[-1], (backends.RETRY_TIMEOUT + SECONDS) / 2)
 
+    def test_two_silent_servers_hold_up_the_first_visit_most(self) -> None:
+        self.cache.answers["PING"] = []
+        self.db.greeting = []
+        with service(REDIS_URL=self.cache.url, DATABASE_URL=self.db.url) as web:
+            first = web.get().seconds
+            end = time.monotonic() + 4  # in which both are tried again
+            later = [0.0]
+            while time.monotonic() < end:
+                later.append(web.get().seconds)
+                time.sleep(0.05)
+        self.assertLess(first, LIMIT)
+        self.assertGreater(max(later), backends.RETRY_TIMEOUT)
+        self.assertLess(max(later), 2 * TIMEOUT)
+
 
 def is_closed(connection: socket.socket) -> bool:
     """Tell whether this side of a connection has been closed."""
