@@ -283,6 +283,7 @@ BAD_VALUES: dict[str, tuple[Callable[[str], object], list[str]]] = {
             "postgresql://u:p@segredo#x/w@db/y",
             "postgresql://db/x?sslmode=segredo",
             "postgresql://db/x?segredo=1",
+            "postgresql://db/x?segredo",
             "postgresql://db/x?sslmode=verify-full&sslrootcert=/nada",
             "postgresql://db/x?sslrootcert=/nada",
             "mysql://db/x",
