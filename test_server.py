@@ -263,6 +263,21 @@ class TestOtherServers(unittest.TestCase):
         )
         self.assertEqual((done.stdout, done.stderr), (f"Contador: 1\n{CONNECTED}", ""))
 
+    def test_front_serves_other_applications_in_parts_too(self) -> None:
+        program = (
+            "from signal import SIGTERM, signal\n"
+            "from contador.front import Front\n"
+            "def app(environ, start_response):\n"
+            "    start_response('200 OK', [('Content-Length', '6')])\n"
+            "    return [b'uma', b'', b'dez']\n"
+            "front = Front('127.0.0.1', 0, app, list, False)\n"
+            "signal(SIGTERM, front.stop)\n"
+            "print(f'Escutando em {front.url} (Redis: , Postgres: )', flush=True)\n"
+            "front.serve()\n"
+        )
+        with service(program=[sys.executable, "-c", program]) as web:
+            self.assertEqual([web.get().text for _ in range(2)], ["umadez"] * 2)
+
 
 BAD_VALUES: dict[str, tuple[Callable[[str], object], list[str]]] = {
     "REDIS_URL": (

@@ -11,10 +11,12 @@ import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import psutil
 import redis
 
+from contador import front
 from tools.harness import (
     CONNECTED,
     LIMIT,
@@ -319,6 +321,16 @@ class TestLimits(unittest.TestCase):
                 connection.sendall(VISIT)
             for connection in held:
                 self.assertIn(b"Postgres: conectado", connection.recv(65536))
+
+    def test_of_a_limit_without_end_it_takes_a_part(self) -> None:
+        limits = (256, resource.RLIM_INFINITY)  # as on macOS
+        with (
+            mock.patch("resource.getrlimit", return_value=limits),
+            mock.patch("resource.setrlimit") as set_to,
+        ):
+            files = front.allow_files()
+        set_to.assert_called_once_with(resource.RLIMIT_NOFILE, (files, resource.RLIM_INFINITY))
+        self.assertGreater(files, 1000)
 
     def test_it_sleeps_while_nobody_asks(self) -> None:
         with service() as web, web.connect():
