@@ -80,11 +80,12 @@ class Idle:
         unittest.addModuleCleanup(self.web.end_once)  # which ends the connections too
         self.kept: list[float] = []  # how long, in seconds, each was
         for request in self.requests:
-            threading.Thread(target=self.wait, args=[request], daemon=True).start()
+            arguments = [self.web.connect(), request]
+            threading.Thread(target=self.wait, args=arguments, daemon=True).start()
 
-    def wait(self, request: bytes) -> None:
+    def wait(self, connection: socket.socket, request: bytes) -> None:
         started = time.monotonic()
-        with self.web.connect() as connection:
+        with connection:
             connection.settimeout(40)
             connection.sendall(request)
             read_all(connection)
