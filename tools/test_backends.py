@@ -640,6 +640,15 @@ class TestNames(LongTimeoutCase):
                 self.away(self.postgres(url), "conexão recusada")
             self.assertEqual(connect.call_args.args[0], place)
 
+    def test_the_hosts_that_are_told(self) -> None:
+        for url, host in (
+            ("redis://cache:6380/0", "cache"),
+            ("redis:///1", "localhost"),
+            ("unix:///pasta/redis.sock", "/pasta/redis.sock"),
+        ):
+            self.assertEqual(self.redis(url).host, host)
+        self.assertEqual(self.postgres("postgresql://").host, "localhost")
+
     def test_names_of_odd_characters(self) -> None:
         name = "joão @:/?#%41"
         role = pg8000.native.identifier(name)
