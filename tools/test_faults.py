@@ -331,7 +331,7 @@ class TestLimits(unittest.TestCase):
         ):
             files = front.allow_files()
         set_to.assert_called_once_with(resource.RLIMIT_NOFILE, (files, resource.RLIM_INFINITY))
-        self.assertGreater(files, 1000)
+        self.assertIn(files, range(1000, 10_000))  # each connection takes memory, too
 
     def test_it_sleeps_while_nobody_asks(self) -> None:
         with service() as web, web.connect():
