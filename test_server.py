@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from contador import backends
 from contador.settings import contents_of, port_number, yes_or_no
-from tools.fakes import RESET, FakeRedis, hang_up
+from tools.fakes import FakeRedis
 from tools.harness import (
     CONNECTED,
     LIMIT,
@@ -560,17 +560,6 @@ class TestHostile(unittest.TestCase):
                 connection.sendall(VISIT * 3)
                 first = connection.recv(65536)
             self.assertEqual((first.count(b"HTTP/1.1 200 OK"), first[-1:]), (1, b"\n"))
-
-    def test_who_leaves_between_pipelined_requests_disturbs_nobody(self) -> None:
-        fake = FakeRedis()
-        self.addCleanup(fake.end)
-        with service(program=with_limits(), REDIS_URL=fake.url) as web, web.connect() as client:
-            leave = partial(hang_up, client, RESET)
-            # At the first command: at the second, leave.
-            fake.before["INCRBY"] = partial(fake.before.update, INCRBY=leave)
-            client.sendall(VISIT * 3)
-            eventually(lambda: client.fileno() == -1)
-            self.assertEqual(web.get().status, 200)
 
     def test_a_path_without_a_slash_is_no_path_of_ours(self) -> None:
         store("7")

@@ -314,6 +314,16 @@ class TestLimits(unittest.TestCase):
                 connection.close()
             self.assertIn(b"Postgres: conectado", held[-1].recv(65536))
 
+    def test_at_its_limit_of_connections_it_stops_in_order(self) -> None:
+        with service(files=64) as web:
+            held = [web.connect() for _ in range(64)]
+            for connection in held:
+                self.addCleanup(connection.close)
+                connection.sendall(VISIT)
+            eventually(lambda: len(readable(held)) > 24)
+            web.end()
+        self.assertNotIn("Traceback", "".join(web.lines))
+
     def test_it_takes_as_many_files_as_it_may(self) -> None:
         with service(files="-S 64") as web:
             held = [web.connect() for _ in range(300)]
