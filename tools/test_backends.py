@@ -471,7 +471,7 @@ class TestFullRedis(unittest.TestCase):
     """A real Redis that can't write, for want of memory or of a disk, until it can again."""
 
     def setUp(self) -> None:
-        self.web = Service()
+        self.web = Service(program=with_limits())
         self.addCleanup(self.web.end_once)
 
     def check(self, reason: str, reset: int, health: int) -> None:
