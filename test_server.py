@@ -335,8 +335,13 @@ class TestSettings(unittest.TestCase):
             self.refused(r"HOST, PORT: [^\n]+ já está em uso", PORT=port)
 
     def test_a_host_that_is_none_is_told(self) -> None:
-        for host in ("..", "192.0.2.1"):  # the last is nobody's (RFC 5737)
-            self.refused(r"HOST, PORT: não foi possível escutar em [^\n]+", HOST=host)
+        for host, reason in (
+            ("..", "host não encontrado"),
+            ("a" * 64, "host não encontrado"),
+            ("192.0.2.1", "o endereço não é deste computador"),  # nobody's (RFC 5737)
+        ):
+            place = rf"{re.escape(host)}, porta \d+"
+            self.refused(rf"HOST, PORT: não foi possível escutar em {place}: {reason}", HOST=host)
 
     def test_who_imports_it_gets_an_exception_that_says_which_setting_is_bad(self) -> None:
         program = (

@@ -320,7 +320,9 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; raise BadSetting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        # create_server looks the host up too, but does not tell that there is none.
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+        return socket.create_server(address, family=family)
     except (OSError, UnicodeError) as error:
         raise BadSetting(
             f"HOST, PORT: não foi possível escutar em {host}, porta {port}: {why_not(error)}"
