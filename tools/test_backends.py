@@ -473,6 +473,8 @@ class TestFullRedis(unittest.TestCase):
     def setUp(self) -> None:
         self.web = Service(program=with_limits())
         self.addCleanup(self.web.end_once)
+        # Connected from now on: an attempt in vain would be followed by a pause.
+        self.assertEqual(self.web.get("/health").status, 200)
 
     def check(self, reason: str, reset: int, health: int) -> None:
         for path, status in (("/", 503), ("/reset", reset), ("/health", health)):
