@@ -1,171 +1,123 @@
-"""A visit counter: Redis counts, Postgres only shows that it is there, waitress serves.
+"""Um contador de visitas: o Redis conta, o Postgres só mostra que está ali, o waitress atende.
 
-One idea makes it fast: visits that came in together are counted together, with one command.
-How it keeps in touch with the two is in ``contador/backends.py``; waitress, in ``front.py``.
+Aqui está o que se responde. Em ``contador/``: as conexões com os dois (``backends.py``), a conta
+das visitas que chegam juntas (``visits.py``), o waitress (``front.py``) e a configuração.
 """
 
-from __future__ import annotations
-
 import logging
-import os
-import signal
-import threading
-from functools import partial
-from http.client import responses
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from contador import log
-from contador.backends import BadValue, Command, Postgres, Redis, Reply, Unavailable
-from contador.front import Front
-from contador.settings import password, port_number, setting, told_in_one_line, yes_or_no
+from contador import settings
+from contador.backends import Postgres, Redis, Rejected, Unavailable
+from contador.front import Front, Output
+from contador.visits import Visits
 
 KEY = "contador_visitas"
+cache = Redis(settings.redis_options())
+database = Postgres(settings.postgres_options())
+visits = Visits(cache, database, KEY)
 
 
-# --- What it answers ------------------------------------------------------------------------------
-def visit(batch: Batch, head: bool) -> tuple[int, str]:
-    """Answer ``/``: the number of this visit, and whether Postgres is there.
+# --- As rotas: cada uma devolve o status do HTTP e o texto ----------------------------------------
+def visit() -> tuple[int, str]:
+    """Conta uma visita e diz se o Postgres responde."""
+    return page(visits.take)
 
-    HEAD tells the number that a visit would get, and takes none.
-    """
-    postgres = state_line("Postgres", batch.postgres.reason)
+
+def visit_head() -> tuple[int, str]:
+    """O mesmo, com o número que a próxima visita teria."""
+    return page(visits.peek)
+
+
+def page(number: Callable[[], int]) -> tuple[int, str]:
+    postgres = state("Postgres", database.problem())
     try:
-        number = batch.peek_number() if head else batch.take_number()
+        return 200, f"Contador: {number()}\n{postgres}"
     except Unavailable as error:
-        return 503, state_line("Contador", str(error)) + postgres
-    return 200, f"Contador: {number}\n" + postgres
+        return 503, state("Contador", error.reason) + postgres
+    except Rejected:
+        return 500, "Contador: o valor guardado não é um número ou chegou ao limite; use /reset\n"
 
 
-def reset(batch: Batch, head: bool) -> tuple[int, str]:
-    """Answer ``/reset``: the counter is 0 again, whatever the key held. HEAD changes nothing."""
-    command = "PING" if head else "SET"
-    batch.replies[command].result()  # raises, if Redis did not do it
+def reset() -> tuple[int, str]:
+    """Faz o contador voltar a 0, qualquer que fosse o valor dele."""
+    cache.run("SET", KEY, 0)
     return 200, "Contador: 0\n"
 
 
-def health(batch: Batch, head: bool) -> tuple[int, str]:
-    """Answer ``/health``: whether both servers are there. It counts nothing."""
-    redis_reason = batch.replies["PING"].reason
-    postgres_reason = batch.postgres.reason
-    status = 503 if redis_reason or postgres_reason else 200
-    return status, state_line("Redis", redis_reason) + state_line("Postgres", postgres_reason)
+def reset_head() -> tuple[int, str]:
+    """O mesmo, sem mudar nada."""
+    with suppress(Rejected):  # um valor ruim não impede o reset
+        visits.peek()
+    return 200, "Contador: 0\n"
 
 
-def state_line(name: str, reason: str) -> str:
-    """Return the line that says why something can't be had or, without a reason, that it can."""
-    if reason:
-        return f"{name}: indisponível ({reason})\n"
-    return f"{name}: conectado\n"
+def health() -> tuple[int, str]:
+    """Diz se uma visita seria contada e se o Postgres responde; não conta nada."""
+    redis, postgres = visits.problem(), database.problem()
+    status = 503 if redis or postgres else 200
+    return status, state("Redis", redis) + state("Postgres", postgres)
 
 
-ROUTES = {"/": visit, "/reset": reset, "/health": health}
-HEADERS = [
-    ("Content-Type", "text/plain; charset=utf-8"),
-    ("Cache-Control", "no-store"),
-    ("X-Content-Type-Options", "nosniff"),
-]
-MORE_HEADERS = {503: [("Retry-After", "1")], 405: [("Allow", "GET, HEAD")]}
-one_at_a_time = threading.Lock()  # other servers may answer in threads; ours has only one
+def state(name: str, problem: str) -> str:
+    return f"{name}: indisponível ({problem})\n" if problem else f"{name}: conectado\n"
 
 
+ROUTES = {
+    ("GET", "/"): visit,
+    ("HEAD", "/"): visit_head,
+    ("GET", "/reset"): reset,
+    ("HEAD", "/reset"): reset_head,
+    ("GET", "/health"): health,
+    ("HEAD", "/health"): health,
+}
+
+
+# --- A aplicação: o que o servidor WSGI chama, a cada requisição (PEP 3333) -----------------------
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Answer one request (PEP 3333), under any WSGI server.
-
-    Front hands over the batch that the request belongs to. Other servers know of no such thing:
-    then the request is a batch of its own.
-    """
-    method = environ["REQUEST_METHOD"]
-    path = environ.get("PATH_INFO") or "/"
-    with one_at_a_time:
-        batch = environ.get("contador.batch") or Batch([(method, path)])
-        status, text = answer(method, path, batch)
+    method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO") or "/"
+    allowed = [known for known, its_path in ROUTES if its_path == path]
+    status, text = answer(method, path, allowed)
     body = text.encode()
-    headers = [*HEADERS, ("Content-Length", str(len(body))), *MORE_HEADERS.get(status, [])]
-    start_response(f"{status} {responses[status]}", headers)
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    if status == 503:
+        headers.append(("Retry-After", "1"))
+    if status == 405:
+        headers.append(("Allow", ", ".join(allowed)))
+    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
     return [b"" if method == "HEAD" else body]
 
 
-def answer(method: str, path: str, batch: Batch) -> tuple[int, str]:
-    """Return the status and the text for a request."""
-    if path not in ROUTES:
+def answer(method: str, path: str, allowed: list[str]) -> tuple[int, str]:
+    """Chama a rota, ou diz por que não dá; ``allowed`` são os métodos que o caminho aceita."""
+    if not allowed:
         return 404, "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n"
-    if method not in ("GET", "HEAD"):
-        return 405, "Método não permitido: use GET\n"
+    if method not in allowed:
+        return 405, f"Método não permitido: use {allowed[0]}\n"
     try:
-        return ROUTES[path](batch, method == "HEAD")
+        return ROUTES[method, path]()
     except Unavailable as error:
-        return 503, state_line("Contador", str(error))
-    except BadValue:
-        text = "Contador: o valor guardado não é um número ou chegou ao limite; acesse /reset\n"
-        return 500, text
+        return 503, state(error.server, error.reason)
+    except Rejected as error:
+        return 500, f"{error}\n"
 
 
-# --- How it counts --------------------------------------------------------------------------------
-class Batch:
-    """Requests that came in together, each a method and a path: each server is asked once for all.
-
-    ``replies`` holds what Redis answered, by command; ``postgres``, the reply to an empty query.
-    """
-
-    def __init__(self, requests: list[tuple[str, str]]) -> None:
-        self.visits = requests.count(("GET", "/"))
-        self.taken = 0  # numbers given to visits
-        wanted = set(requests)
-        commands: list[Command] = []
-        if wanted & {("GET", "/"), ("HEAD", "/")}:  # one of these, or both
-            # By 0 where there are only HEADs: that counts nothing, and Redis judges the value.
-            commands.append(("INCRBY", KEY, self.visits))
-        if ("GET", "/reset") in wanted:
-            commands.append(("SET", KEY, 0))
-        if wanted & {("HEAD", "/reset"), ("GET", "/health"), ("HEAD", "/health")}:
-            commands.append(("PING",))
-        cache.send(commands)  # Redis works on them while Postgres is asked
-        self.postgres = Reply(reason="não consultado")
-        if wanted & {("GET", "/"), ("HEAD", "/"), ("GET", "/health"), ("HEAD", "/health")}:
-            self.postgres = database.ping()
-        names = [command[0] for command in commands]
-        self.replies = dict(zip(names, cache.receive(), strict=True))
-
-    def take_number(self) -> int:
-        """Return a number that no other visit gets; raise Unavailable or BadValue."""
-        last: int = self.replies["INCRBY"].result()
-        self.taken += 1
-        return last - self.visits + self.taken  # of 3 visits, where the last is 12: 10, 11, 12
-
-    def peek_number(self) -> int:
-        """Return the number that a visit would get now; raise Unavailable or BadValue."""
-        last: int = self.replies["INCRBY"].result()
-        if last == 2**63 - 1:  # Redis counts with 64 bits, one of them for the sign (manual, INCR)
-            raise BadValue
-        return last + 1
-
-
-# --- Settings, from the environment, read once ----------------------------------------------------
-# If this is the program that was started, a bad one ends it, with one line and status 2.
-with told_in_one_line(is_program=__name__ == "__main__"):
-    cache = setting("REDIS_URL", "redis://cache:6379/0", Redis, "redis://:SENHA@HOST:PORTA/0")
-    database = setting(
-        "DATABASE_URL",
-        "postgresql://postgres@db",
-        # For a URL without a password. This one is the class's, and for nothing else.
-        partial(Postgres, password=password(default="senha123")),
-        "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO",
-    )
-    HOST = os.environ.get("HOST") or "0.0.0.0"
-    PORT = setting("PORT", "5000", port_number, "um número de 0 a 65535")  # 0: any free one
-    ACCESS_LOG = setting("ACCESS_LOG", "1", yes_or_no, "0 ou 1")  # 0: no line per request
-
-
-# --- How it starts --------------------------------------------------------------------------------
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; the exit status is 0, or 2 where it can't begin."""
-    logging.basicConfig(handlers=[log.Handler()], format="%(message)s", level=logging.INFO)
-    with told_in_one_line(is_program=True):
-        front = Front(HOST, PORT, app, Batch, ACCESS_LOG)
-    signal.signal(signal.SIGTERM, front.stop)  # docker stop
-    signal.signal(signal.SIGINT, front.stop)  # Ctrl+C
-    logging.info("Escutando em %s (Redis: %s, Postgres: %s)", front.url, cache.host, database.host)
-    front.serve()
+    """Atende até SIGTERM ou SIGINT; o status é 0, ou 2 se a configuração não serve."""
+    logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
+    front = Front(app, visits, *settings.address())
+    logging.info(
+        "Escutando em %s (Redis: %s, Postgres: %s)", front.url(), cache.host, database.host
+    )
+    front.run()
 
 
 if __name__ == "__main__":

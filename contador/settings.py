@@ -1,76 +1,95 @@
-"""Settings from the environment, and what is said where one can't be used."""
+"""A configuração, que vem do ambiente; um valor ruim encerra o programa com uma linha."""
 
 import os
+import ssl
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-Value = TypeVar("Value")
-
-
-class BadSetting(Exception):
-    """A setting can't be used; the text says which, and not its value: it may be a secret."""
+import redis
+from redis.connection import parse_url
 
 
-def setting(name: str, default: str, parse: Callable[[str], Value], expected: str) -> Value:
-    """Return ``parse`` of the variable or, where it is absent or empty, of ``default``.
+def exit_on_bad_setting(name: str, problem: str, expected: str) -> NoReturn:
+    """Encerra o programa com status 2 e uma linha, que nunca tem o valor: pode ser uma senha."""
+    print(f"{name}: {problem}; esperado: {expected}", file=sys.stderr)
+    sys.exit(2)
 
-    Raise BadSetting, with what is ``expected``, where ``parse`` raises anything.
-    """
+
+def address() -> tuple[str, str]:
+    """Devolve HOST e PORT, onde escutar."""
+    host, port = os.environ.get("HOST") or "0.0.0.0", os.environ.get("PORT") or "5000"
+    if not (port.isdecimal() and int(port) <= 65535):
+        exit_on_bad_setting("PORT", "valor inválido", "um número de 0 a 65535")
+    return host, port
+
+
+def redis_options() -> dict[str, Any]:
+    """Devolve as opções de REDIS_URL para ``redis.ConnectionPool``."""
+    url = os.environ.get("REDIS_URL") or "redis://cache:6379/0"
     try:
-        return parse(os.environ.get(name) or default)
-    except Exception:
-        raise BadSetting(f"{name}: valor inválido; esperado: {expected}") from None
+        options: dict[str, Any] = parse_url(url)
+        redis.ConnectionPool(**options).make_connection()  # não conecta; recusa opção desconhecida
+    except (TypeError, ValueError):
+        exit_on_bad_setting("REDIS_URL", "valor inválido", "redis://:SENHA@HOST:PORTA/0")
+    return options
 
 
-def port_number(text: str) -> int:
-    """Return the number in ``text``; raise ValueError where it is none from 0 to 65535."""
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise ValueError(text)
-    return number
-
-
-def yes_or_no(text: str) -> bool:
-    """Return True for ``1`` and False for ``0``; raise ValueError for anything else."""
-    if text not in ("0", "1"):
-        raise ValueError(text)
-    return text == "1"
-
-
-def contents_of(path: str) -> str:
-    """Return what a file holds, without the end of line; raise OSError or, if empty, ValueError."""
-    text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    if not text:
-        raise ValueError(path)
-    return text
-
-
-def password(default: str) -> str:
-    """Return POSTGRES_PASSWORD as it is or, without it, what POSTGRES_PASSWORD_FILE names holds.
-
-    A file is how Docker hands a secret over. Raise BadSetting where it can't be read, or is empty.
-    """
-    given = os.environ.get("POSTGRES_PASSWORD")
-    if given:
-        return given
-    if os.environ.get("POSTGRES_PASSWORD_FILE"):
-        return setting("POSTGRES_PASSWORD_FILE", "", contents_of, "um arquivo com a senha")
-    return default
-
-
-@contextmanager
-def told_in_one_line(is_program: bool) -> Iterator[None]:
-    """Turn BadSetting into a line and exit status 2, where this is the program that was started.
-
-    A program that only imports the module gets the exception.
-    """
+def postgres_options() -> dict[str, Any]:
+    """Devolve as opções de DATABASE_URL para ``pg8000.native.Connection``."""
+    url = os.environ.get("DATABASE_URL") or "postgresql://postgres@db"
     try:
-        yield
-    except BadSetting as error:
-        if not is_program:
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        return parse_postgres_url(url)
+    except (KeyError, ValueError):
+        expected = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO"
+        exit_on_bad_setting("DATABASE_URL", "valor inválido", expected)
+
+
+def parse_postgres_url(url: str) -> dict[str, Any]:
+    """Lê uma URL da forma que a libpq usa (manual do PostgreSQL, 32.1.1.2)."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError(parts.scheme)
+    query = dict(parse_qsl(parts.query, strict_parsing=True))
+    for ignored in ("application_name", "channel_binding", "connect_timeout"):
+        query.pop(ignored, None)
+    host = query.pop("host", "") or unquote(parts.hostname or "localhost")
+    port = int(query.pop("port", 0) or parts.port or 5432)
+    ssl_mode = query.pop("sslmode", "disable")
+    if query:
+        problem = f"opção desconhecida: {', '.join(query)}"
+        exit_on_bad_setting("DATABASE_URL", problem, "host, port ou sslmode")
+    if ssl_mode == "verify-full":
+        ssl_context: object = ssl.create_default_context()  # com os certificados do sistema
+    else:
+        ssl_context = {"disable": False, "require": True}[ssl_mode]
+    return {
+        "user": unquote(parts.username or "postgres"),
+        "password": unquote(parts.password or "") or postgres_password(),
+        "host": host,
+        "port": port,
+        "unix_sock": f"{host}/.s.PGSQL.{port}" if host.startswith("/") else None,
+        "database": unquote(parts.path[1:] or parts.username or "postgres"),
+        "ssl_context": ssl_context,
+    }
+
+
+def postgres_password() -> str:
+    """Devolve a senha para uma URL sem senha; ``senha123`` é a da aula, e só dela."""
+    password = os.environ.get("POSTGRES_PASSWORD", "").rstrip("\r\n")
+    path = os.environ.get("POSTGRES_PASSWORD_FILE")
+    if password or not path:
+        return password or "senha123"
+    problem = "o arquivo está vazio"
+    try:
+        password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except FileNotFoundError:
+        problem = "o arquivo não existe"
+    except PermissionError:
+        problem = "sem permissão para ler o arquivo"
+    except OSError:
+        problem = "não é um arquivo"
+    if not password:
+        exit_on_bad_setting("POSTGRES_PASSWORD_FILE", problem, "um arquivo com a senha")
+    return password
