@@ -13,6 +13,7 @@ import threading
 import time
 import unittest
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,6 @@ SECONDS = 10  # for what should come about at once, on the slowest machine
 class Servers:
     """The Redis and the Postgres of all tests, and a client of that Redis."""
 
-    cache: Redis
-    db: Postgres
-    client: redis.Redis
-
     def start(self) -> None:
         """Start both, until the module's tests have ended."""
         folder = tempfile.TemporaryDirectory(prefix="contador-")
@@ -40,7 +37,8 @@ class Servers:
         self.sockets.mkdir()
         self.cache = Redis(Path(folder.name, "redis"))
         self.db = Postgres(Path(folder.name, "postgres"), PASSWORD, socket_folder=self.sockets)
-        for server in (self.cache, self.db):
+        self.both = (self.cache, self.db)
+        for server in self.both:
             unittest.addModuleCleanup(server.kill)
             server.start()
         self.client = redis.Redis(port=self.cache.port, socket_timeout=SECONDS)
@@ -50,11 +48,10 @@ class Servers:
 servers = Servers()
 
 
-def settings(**environment: str) -> dict[str, str]:
-    """Return the environment in which the program finds both servers, with changes."""
-    place = {"HOST": "127.0.0.1", "PORT": "0", "PYTHONPATH": str(HERE)}
+def settings(**changes: str) -> dict[str, str]:
+    """Return the environment in which the program finds both servers."""
     urls = {"REDIS_URL": servers.cache.url, "DATABASE_URL": servers.db.url}
-    return os.environ | place | urls | environment
+    return os.environ | urls | {"HOST": "127.0.0.1", "PORT": "0", "PYTHONPATH": str(HERE)} | changes
 
 
 class Answer(NamedTuple):
@@ -69,20 +66,13 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """The program on a free port, until ``end``; ``lines`` is what it has printed.
-
-    ``code`` is Python to run instead of server.py, which it can import.
-    """
+    """The program, or ``code`` that can import it; ``lines`` is what it has printed."""
 
     def __init__(self, code: str = "", **environment: str) -> None:
         program = ["-c", code] if code else [str(HERE / "server.py")]
-        self.process = subprocess.Popen(
-            [sys.executable, *program],
-            env=settings(**environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        command = [sys.executable, *program]
+        self.process = subprocess.Popen(command, env=settings(**environment), **pipes)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self.read_lines, daemon=True)
         self.reader.start()
@@ -96,11 +86,10 @@ class Service:
 
     def get(self, path: str = "/", method: str = "GET", host: str = "127.0.0.1") -> Answer:
         started = time.monotonic()
-        connection = http.client.HTTPConnection(host, self.port, timeout=SECONDS)
-        connection.request(method, path)
-        response = connection.getresponse()
-        text = response.read().decode()
-        connection.close()
+        with closing(http.client.HTTPConnection(host, self.port, timeout=SECONDS)) as connection:
+            connection.request(method, path)
+            response = connection.getresponse()
+            text = response.read().decode()
         return Answer(response.status, text, response.headers, time.monotonic() - started)
 
     def connect(self) -> socket.socket:
@@ -127,11 +116,10 @@ def eventually(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """Stands before a server; notes in ``asked`` what it gets; drops answers while ``loses``."""
+    """Stands before a server; notes what it is ``asked``, drops the answers while it ``loses``."""
 
     daemon_threads = True
-    asked = b""
-    loses = False
+    asked, loses = b"", False
 
     def __init__(self, server: Redis | Postgres) -> None:
         super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
@@ -139,11 +127,14 @@ class Relay(socketserver.ThreadingTCPServer):
         self.url = server.url.replace(f":{server.port}/", f":{self.server_address[1]}/")
         threading.Thread(target=self.serve_forever, args=[0.02], daemon=True).start()
 
+    def server_close(self) -> None:
+        self.shutdown()
+        super().server_close()
+
     def finish_request(self, request: Any, client_address: Any) -> None:
         with socket.create_connection(("127.0.0.1", self.target), SECONDS) as server:
             while data := request.recv(65536):
                 self.asked += data
                 server.sendall(data)
                 answer = server.recv(65536)
-                if not self.loses:
-                    request.sendall(answer)
+                request.sendall(b"" if self.loses else answer)
