@@ -38,12 +38,10 @@ def setUpModule() -> None:
 
 
 def numbers_in(*received: bytes) -> list[int]:
-    """Return the numbers that visits got, in order."""
     return sorted(int(found) for found in re.findall(rb"Contador: (\d+)", b"".join(received)))
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Return what comes until the other side ends."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -145,9 +143,10 @@ class TestAnswers(Case):
 
 class TestTogether(Case):
     def visit_at_once(self, web: Service, clients: list[socket.socket]) -> list[bytes]:
-        """Return the answers to visits that the program finds all at once."""
+        """Return the answers to a POST and to visits that the program finds all at once."""
         web.process.send_signal(signal.SIGSTOP)
-        for client in clients:
+        clients[0].sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        for client in clients[1:]:
             client.sendall(VISIT)
         web.process.send_signal(signal.SIGCONT)
         return [client.recv(65536) for client in clients]
@@ -155,18 +154,19 @@ class TestTogether(Case):
     def test_one_command_and_one_question_serve_all(self) -> None:
         cache, db = (self.enterContext(Relay(each)) for each in servers.both)
         web = self.start(REDIS_URL=cache.url, DATABASE_URL=db.url)
-        clients = self.connect(web, 20)
+        clients = self.connect(web, 21)
         cache.asked = db.asked = b""
         self.assertEqual(numbers_in(*self.visit_at_once(web, clients)), list(range(1, 21)))
+        self.assertEqual(servers.client.get(KEY), b"20")
         self.assertEqual(cache.asked.count(b"INCRBY"), 1)
         self.assertEqual(db.asked, b"Q\0\0\0\5\0")  # one empty query
 
     def test_what_may_have_reached_redis_is_not_sent_again(self) -> None:
         relay = self.enterContext(Relay(servers.cache))
         web = self.start(REDIS_URL=f"{relay.url}?retry_on_timeout=yes")
-        clients = self.connect(web, 9)
+        clients = self.connect(web, 10)
         relay.loses = True
-        for answer in self.visit_at_once(web, clients):
+        for answer in self.visit_at_once(web, clients)[1:]:
             self.assertIn(b"503 Service Unavailable", answer)
             self.assertIn(f"Contador: {LATE}\n{CONNECTED}".encode(), answer)
         self.assertEqual(servers.client.get(KEY), b"9")
@@ -276,8 +276,8 @@ class TestSettings(Case):
         command = [sys.executable, str(HERE / "server.py")]
         done = subprocess.run(command, env=settings(**environment), **options)
         self.assertRegex(done.stderr, rf"\A{problem}; esperado: [^\n]+\n\Z")
-        self.assertEqual((done.returncode, done.stdout), (2, ""))
         self.assertNotIn("segredo", done.stderr)
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
 
     def test_a_bad_one_is_a_line_that_names_it_and_status_2(self) -> None:
         for name, value in (
@@ -456,7 +456,7 @@ class TestFaults(Case):
 
     def test_a_redis_that_became_read_only_is_left_for_the_one_at_its_address(self) -> None:
         web = self.start()
-        web.get()
+        self.assertEqual(web.get().number, 1)
         before = {each["id"] for each in servers.client.client_list()}
         servers.client.execute_command("REPLICAOF", "127.0.0.1", "1")
         self.addCleanup(servers.client.execute_command, "REPLICAOF", "NO", "ONE")
@@ -496,9 +496,8 @@ class TestFront(Case):
         full = ["/dev/full"] if os.path.exists("/dev/full") else []
         for output in ["&-", " >(:)", *full]:  # closed; a pipe that nobody reads; a full disk
             command = ["bash", "-c", f'exec >{output} "$0" server.py', sys.executable]
-            port = free_port()
-            there = settings(PORT=str(port))
-            program = subprocess.Popen(command, cwd=HERE, env=there, stderr=subprocess.PIPE)
+            env = settings(PORT=str(port := free_port()))
+            program = subprocess.Popen(command, cwd=HERE, env=env, stderr=subprocess.PIPE)
             self.addCleanup(program.kill)
             client = self.enterContext(socket.socket())
             while client.connect_ex(("127.0.0.1", port)):
