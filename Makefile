@@ -21,19 +21,19 @@ logs:  ## Mostra os logs dos três
 down:  ## Derruba tudo no Docker; os volumes ficam
 	docker compose down
 
-run: .venv/.run  ## Sem Docker: sobe Redis, Postgres e o contador (PORT=8000 muda a porta)
+run: .venv/.run  ## Sem Docker: sobe os três (outra porta: make run PORT=8000)
 	@$(VENV) -m tools.run
 
-demo:  ## Mostra a aula 1 no terminal: cada Enter roda o próximo comando (LESSON=2, LESSON=3)
+demo:  ## Mostra a aula 1, um comando a cada Enter (outra: make demo LESSON=2)
 	@$(PYTHON) tools/demo.py $(LESSON)
 
-test: .venv/.run  ## Testa o serviço e os comandos dos textos que não precisam de Docker
+test: .venv/.run  ## Testa o serviço e os comandos dos textos que dispensam o Docker
 	@$(VENV) -m unittest -c -q test_server tools.test_run tools.test_documents
 
 test-docker: .venv/.run  ## Roda no Docker os comandos dos textos e compara o que mostram
 	@DOCUMENTS=docker $(VENV) -m unittest -c -f -v tools.test_documents
 
-test-swarm: .venv/.run  ## O mesmo com o Swarm; este Docker não pode fazer parte de um
+test-swarm: .venv/.run  ## O mesmo com os textos do Swarm; o Docker não pode estar em um
 	@DOCUMENTS=swarm $(VENV) -m unittest -c -f -v tools.test_documents
 
 lint: .venv/.dev  ## Verifica o estilo e os tipos
@@ -41,7 +41,7 @@ lint: .venv/.dev  ## Verifica o estilo e os tipos
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
 
-bench: .venv/.dev  ## Mede o serviço ao lado do mesmo nas threads do waitress e do Flask do enunciado
+bench: .venv/.dev  ## Mede o serviço, o mesmo em threads e o Flask do enunciado
 	@$(VENV) -m tools.bench
 
 lock: .venv/.dev  ## Fixa as versões mais novas que pyproject.toml aceita

@@ -1,12 +1,11 @@
-"""Measure the service beside the description's own version (Flask) and waitress without backends.
+"""``make bench``: the service beside the same application in waitress's threads, and beside Flask.
 
-A well-known load generator, wrk, asks each for a few seconds, in rounds; the figures are medians.
+A well-known load generator, wrk, visits each for a few seconds, in rounds; figures are medians.
 """
 
 import os
 import re
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -14,204 +13,105 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
-from rich.bar import Bar
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
-from tools.processes import STOP_SECONDS, Process, is_alive, wait_for_end
 from tools.servers import HERE, Postgres, Redis, free_port
-from tools.signals import signals_held
-from tools.temporary import temporary_folder
 
-WAITRESS = """
-import logging, os, waitress
-logging.getLogger("waitress.queue").disabled = True
-if hasattr(os, "sched_setaffinity"):  # on one core its threads are several times faster
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "32")])
-    return [b"Contador: 1\\nPostgres: conectado\\n"]
-waitress.serve(app, host="127.0.0.1", port=int(os.environ["PORT"]))
-"""
-COMMANDS: dict[str, list[str | Path]] = {
-    "server.py": [HERE / "server.py"],
-    "flask_counter.py": [HERE / "tools/flask_counter.py"],
-    "waitress puro": ["-c", WAITRESS],
+THREADS = (
+    "import logging, os, waitress, server\n"
+    "logging.disable()\n"
+    "waitress.serve(server.app, host='127.0.0.1', port=int(os.environ['PORT']), threads=4)\n"
+)
+COMMANDS: dict[str, list[str]] = {
+    "server.py": ["server.py"],
+    "em threads": ["-c", THREADS],
+    "Flask": ["tools/flask_counter.py"],
 }
 CONNECTIONS, ROUNDS, SECONDS = (1, 8, 64), 3, 2
 START_SECONDS = 10
 WRK_SECONDS = 30  # for wrk to end after the time for which it asks
-BAR_WIDTH = 20
-UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # in bytes
 
 
-class Answers(NamedTuple):
-    """What wrk saw: answers a second, the 99th percentile of their time in ms, their number."""
-
-    rate: float
-    p99: float
-    total: int
-
-
-class Figures(NamedTuple):
-    """What one measurement gives: with the CPU in seconds and the memory in bytes of the server."""
-
-    answers: Answers
-    cpu: float
-    memory: float
-
-
-def ask(port: int, connections: int) -> str:
-    """Return what wrk prints of so many connections to ``port``.
-
-    Raise RuntimeError where it does not end in time.
-    """
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--latency"]
-    try:
-        done = subprocess.run(
-            [*wrk, f"http://127.0.0.1:{port}/"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS + WRK_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        late = f"A medição não vale; o wrk não terminou {WRK_SECONDS} segundos depois do fim"
-        raise RuntimeError(late) from None
-    return done.stdout
-
-
-def read(printed: str) -> Answers:
-    """Return what wrk has printed; raise RuntimeError with it where not all answers were good."""
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", printed)
-    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)", printed)
-    count = re.search(r"(\d+) requests in", printed)
-    if re.search("Non-2xx|Socket errors", printed) or not (rate and p99 and count):
-        raise RuntimeError(f"A medição não vale; o wrk mostrou:\n{printed}")
-    return Answers(float(rate[1]), float(p99[1]) * UNITS[p99[2]], int(count[1]))
-
-
-def wait_until_ready(server: psutil.Process, port: int) -> None:
-    """Wait until something listens on ``port``, at most as long as the server lives."""
+def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until something listens on ``port``; raise RuntimeError if the server ends before."""
     end = time.monotonic() + START_SECONDS
-    while is_alive(server) and time.monotonic() < end:
+    while server.poll() is None and time.monotonic() < end:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.02)
+    raise RuntimeError(f"Não iniciou: {server.args!r}")
 
 
-def end(server: subprocess.Popen[bytes]) -> tuple[float, int]:
-    """End a server; return the seconds of CPU and the bytes of memory that it has used."""
-    # Past the methods of Popen: they forget what a server that has ended had used.
-    os.kill(server.pid, signal.SIGTERM)
-    if not wait_for_end(psutil.Process(server.pid), STOP_SECONDS):
-        os.kill(server.pid, signal.SIGKILL)
-    _, status, used = os.wait4(server.pid, 0)
-    server.returncode = os.waitstatus_to_exitcode(status)
-    return used.ru_utime + used.ru_stime, used.ru_maxrss * MAXRSS_UNIT
+def ask(port: int, connections: int) -> float:
+    """Return the answers per second that wrk gets; raise RuntimeError if not all were good."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", f"http://127.0.0.1:{port}/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + WRK_SECONDS)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    if not rate or re.search("Non-2xx|Socket errors", done.stdout):
+        raise RuntimeError(f"A medição não vale; o wrk mostrou:\n{done.stdout}{done.stderr}")
+    return float(rate[1])
 
 
-def measure(name: str, environment: dict[str, str], connections: int) -> Figures:
-    """Start a server, ask it if ``connections`` is not 0, and end it.
-
-    Raise RuntimeError, with what the server has said, where it died meanwhile.
-    """
+def measure(name: str, connections: int, environment: dict[str, str]) -> float:
+    """Start a server, measure its answers per second, and end it."""
     port = free_port()
-    printed = ""
-    with tempfile.TemporaryFile() as said:
-        command = [sys.executable, *map(str, COMMANDS[name])]
-        started = Process(command, env=environment | {"PORT": str(port)})
-        started.launch(stdout=subprocess.DEVNULL, stderr=said)
-        server = started.process
-        assert server
-        process = psutil.Process(server.pid)
+    with subprocess.Popen(
+        [sys.executable, *COMMANDS[name]],
+        cwd=HERE,
+        env=environment | {"PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+    ) as server:
         try:
-            wait_until_ready(process, port)
-            printed = ask(port, connections) if connections else ""
+            wait_until_ready(server, port)
+            return ask(port, connections)
         finally:
-            died = not is_alive(process)
-            cpu, memory = end(server)
-        if died:
-            said.seek(0)
-            words = said.read().decode(errors="replace")[-2000:].strip()
-            raise RuntimeError(f"{name} terminou sozinho (código {server.returncode}):\n{words}")
-    return Figures(read(printed) if connections else Answers(0, 0, 0), cpu, memory)
+            server.terminate()
 
 
-def measure_all(environment: dict[str, str], progress: Progress) -> Table:
-    """Measure each server under each load in turn; return the table of the medians."""
+def measure_all(environment: dict[str, str]) -> dict[tuple[str, int], float]:
+    """Return the median rate of each server with each number of connections."""
     loads = [(name, connections) for name in COMMANDS for connections in CONNECTIONS]
-    task = progress.add_task("", total=len(COMMANDS) + ROUNDS * len(loads))
-
-    def measured(name: str, connections: int) -> Figures:
-        progress.update(task, description=f"{name}, {connections} conexões")
-        figures = measure(name, environment, connections)
-        progress.advance(task)
-        return figures
-
-    idle = {name: measured(name, 0).cpu for name in COMMANDS}
-    found: dict[tuple[str, int], list[Figures]] = {load: [] for load in loads}
-    for _ in range(ROUNDS):
-        for load in loads:
-            found[load].append(measured(*load))
-    return table(found, idle)
+    found: dict[tuple[str, int], list[float]] = {load: [] for load in loads}
+    for number in range(ROUNDS):
+        print(f"Rodada {number + 1} de {ROUNDS}...", file=sys.stderr)
+        for name, connections in loads:
+            found[name, connections].append(measure(name, connections, environment))
+    return {load: statistics.median(rates) for load, rates in found.items()}
 
 
-def table(found: dict[tuple[str, int], list[Figures]], idle: dict[str, float]) -> Table:
-    """Return the medians as a table, with bars for the rates; ``idle`` is the CPU of a start."""
-    rates = {
-        load: statistics.median(each.answers.rate for each in figures)
-        for load, figures in found.items()
-    }
-    shown = Table("servidor", box=None, padding=(0, 1, 0, 0))
-    for column in ("conexões", "visitas/s", "", "p99 (ms)", "CPU (µs)", "MB"):
-        shown.add_column(column, justify="right")
-    for (name, connections), figures in found.items():
-        rate = rates[name, connections]
-        p99 = statistics.median(each.answers.p99 for each in figures)
-        cpu = statistics.median(
-            (each.cpu - idle[name]) / each.answers.total * 1e6 for each in figures
-        )
-        memory = statistics.median(each.memory for each in figures) / 1e6
-        shown.add_row(
-            name,
-            str(connections),
-            f"{rate:.0f}",
-            Bar(max(rates.values()), 0, rate, width=BAR_WIDTH),
-            f"{p99:.1f}",
-            f"{cpu:.0f}",
-            f"{memory:.0f}",
-        )
-    return shown
+def print_table(rates: dict[tuple[str, int], float]) -> None:
+    """Print the visits per second, and how many times as many as each other server's are ours."""
+    print("Visitas por segundo (quantas vezes mais o server.py atende)")
+    print("conexões  " + "".join(f"{name:>20}" for name in COMMANDS))
+    for connections in CONNECTIONS:
+        ours = rates["server.py", connections]
+        cells = [f"{ours:.0f}"]
+        for name in list(COMMANDS)[1:]:
+            rate = rates[name, connections]
+            cells.append(f"{rate:.0f} ({ours / rate:.1f})")
+        print(f"{connections:<10}" + "".join(f"{cell:>20}" for cell in cells))
 
 
-def main() -> int:
-    """Print the table; return the exit status."""
-    console = Console()
+def main() -> None:
+    """Print the table; exit with a line where that can't be."""
     if not shutil.which("wrk"):
-        print("Falta o wrk. No Debian ou Ubuntu: sudo apt install wrk. No macOS: brew install wrk.")
-        return 1
-    with temporary_folder() as folder:
-        cache, db = Redis(Path(folder, "redis")), Postgres(Path(folder, "postgres"))
+        sys.exit(
+            "Falta o wrk. No Debian ou Ubuntu: sudo apt install wrk. No macOS: brew install wrk."
+        )
+    with tempfile.TemporaryDirectory(prefix="contador-") as folder:
+        os.chmod(folder, 0o711)  # for Postgres, which root runs as nobody
+        servers = Redis(Path(folder, "redis")), Postgres(Path(folder, "postgres"))
         try:
-            cache.start()
-            db.start()
-            environment = os.environ | {"REDIS_URL": cache.url, "DATABASE_URL": db.url}
-            with Progress(console=console, transient=True) as progress:
-                shown = measure_all(environment | {"HOST": "127.0.0.1"}, progress)
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
+            for server in servers:
+                server.start()
+            urls = {"REDIS_URL": servers[0].url, "DATABASE_URL": servers[1].url}
+            print_table(measure_all(os.environ | urls | {"HOST": "127.0.0.1"}))
+        except (RuntimeError, KeyboardInterrupt) as error:
+            sys.exit(str(error))
         finally:
-            with signals_held():
-                db.stop()
-                cache.stop()
-    console.print(shown)
-    console.print("CPU por visita e memória: só as do servidor, sem Redis, Postgres e wrk.")
-    return 0
+            for server in servers:
+                server.stop()
+
+
+if __name__ == "__main__":
+    main()

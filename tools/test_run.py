@@ -9,9 +9,9 @@ import tempfile
 import time
 import unittest
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import psutil
 
@@ -32,21 +32,20 @@ def eventually(check: Callable[[], object]) -> None:
 
 
 class TestRun(unittest.TestCase):
-    """In a new copy of the project."""
-
     def setUp(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="contador-")).resolve()
         self.base.chmod(0o711)  # for Postgres, which root runs as nobody
-        folder = self.base / DEEP
-        shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-        (folder / ".venv").symlink_to(sys.prefix)
+        copy = self.base / DEEP
+        shutil.copytree(HERE, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        (copy / ".venv").symlink_to(sys.prefix)
         self.port = free_port()
         environment = os.environ | {"PORT": str(self.port), "TMPDIR": str(self.base)}
-        self.options: dict[str, Any] = {"cwd": folder, "env": environment}
+        self.options: dict[str, Any] = {"cwd": copy, "env": environment}
 
     def tearDown(self) -> None:
         for process in self.running():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.wait_for_end()
         shutil.rmtree(self.base)
 
@@ -70,66 +69,64 @@ class TestRun(unittest.TestCase):
         self.terminal.stdin.write(b"\x03")
         self.terminal.stdin.flush()
 
-    def launcher(self) -> psutil.Process:
-        (make,) = psutil.Process(self.terminal.pid).children()
-        return make.children()[0]
-
     def start_again(self, port: str = "0") -> str:
         """Start it where it should not; return what it prints, and its exit status."""
         command = ["env", f"PORT={port}", sys.executable, "-m", "tools.run"]
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, **self.options)
         return f"{done.stderr.decode()}{done.returncode}"
 
-    def visit(self) -> str:
-        """Visit the service when it is there; return its answer."""
+    def kill(self, option: str) -> None:
+        """Type the command that a second start tells, with an option."""
+        told = (
+            f"O contador desta pasta já roda em http://127.0.0.1:{self.port}/ (para encerrar: kill "
+        )
+        message = self.start_again()
+        self.assertTrue(message.startswith(told), message)
+        numbers = message.removeprefix(told).removesuffix(")\n1").split()
+        subprocess.run(["kill", option, *numbers], check=True, timeout=SECONDS)
+
+    def listens(self) -> bool:
         with socket.socket() as probe:
-            eventually(lambda: probe.connect_ex(("127.0.0.1", self.port)) == 0)
-        with urlopen(f"http://127.0.0.1:{self.port}/", timeout=5) as answer:
-            return str(answer.read().decode())
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def test_it_ends_in_good_order_and_counts_on(self) -> None:
-        ends: list[Callable[[], None]] = [
-            self.press_ctrl_c,
-            lambda: self.launcher().terminate(),
-            lambda: self.terminal.kill(),  # as a window is closed
-        ]
-        for count, end in enumerate(ends, 1):
-            self.make_run()
-            self.assertEqual(self.visit(), f"Contador: {count}\nPostgres: conectado\n")
-            end()
-            self.wait_for_end()
-            self.assertEqual(len([*self.base.iterdir()]), 1)  # no temporary folder
+    def check_visit(self, number: int) -> None:
+        eventually(self.listens)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as visitor:
+            visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            text = visitor.makefile().read()
+        self.assertTrue(text.endswith(f"\nContador: {number}\nPostgres: conectado\n"), text)
 
-    def test_ctrl_c_in_the_first_start_spoils_nothing(self) -> None:
+    def test_it_ends_in_good_order_even_in_its_first_start_and_counts_on(self) -> None:
         self.make_run()
         eventually(lambda: [*self.base.rglob("data.new")])
         self.press_ctrl_c()
         self.wait_for_end()
-        self.make_run()
-        self.assertEqual(self.visit(), "Contador: 1\nPostgres: conectado\n")
+        for number, way in enumerate(("Ctrl+C", "SIGTERM", "closed window"), 1):
+            self.make_run()
+            self.check_visit(number)
+            if way == "Ctrl+C":
+                self.press_ctrl_c()
+            elif way == "SIGTERM":
+                self.kill("-TERM")
+            else:
+                self.terminal.kill()
+            self.wait_for_end()
+            self.assertEqual(len([*self.base.iterdir()]), 1)  # no temporary folder
 
-    def test_a_second_start_says_what_runs_and_how_to_end_it(self) -> None:
+    def test_a_killed_launcher_leaves_what_a_second_start_says_how_to_end(self) -> None:
         self.make_run()
-        self.assertIn("Contador: 1\n", self.visit())
-        launcher = self.launcher()
-        running = f"O contador desta pasta já roda em http://127.0.0.1:{self.port}/"
-        message = f"{running} (para encerrar: kill {launcher.pid})\n1"
-        self.assertEqual(self.start_again(), message)
-        launcher.kill()
-        launcher.wait(SECONDS)
-        message = self.start_again()
-        self.assertIn(running, message)
-        command = message.split("encerrar: ")[1].split(")")[0]
-        subprocess.run(command.split(), check=True, timeout=SECONDS)
+        self.check_visit(1)
+        self.kill("-KILL")
+        self.check_visit(2)
+        self.kill("-TERM")
         self.wait_for_end()
         self.make_run()
-        self.assertIn("Contador: 2\n", self.visit())
+        self.check_visit(3)
 
     def test_a_port_that_is_taken_or_none_is_told_in_a_line(self) -> None:
         with socket.create_server(("127.0.0.1", self.port)):
-            self.assertRegex(
-                self.start_again(str(self.port)), r"\AA porta .* não está livre.*\n1\Z"
-            )
+            message = self.start_again(str(self.port))
+        self.assertRegex(message, rf"\AA porta {self.port} não está livre.*\n1\Z")
         for port in ("x", "-1", "65536"):
             message = "PORT: valor inválido; esperado: um número de 0 a 65535\n2"
             self.assertEqual(self.start_again(port), message)
