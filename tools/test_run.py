@@ -19,6 +19,7 @@ from tools.servers import HERE, Postgres, free_port
 
 SECONDS = 60  # for what should come about much sooner, on the slowest machine
 DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5 + "contador"  # over 120 characters
+CTRL_C = b"\x03"
 TERMINAL = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])"]
 MAKE_RUN = ["make", "-o", ".venv/.run", "run"]  # -o: it must not make anew what the tests run in
 
@@ -58,16 +59,10 @@ class TestRun(unittest.TestCase):
         eventually(lambda: not self.running())
 
     def make_run(self) -> None:
-        """Type it at a new terminal."""
         self.terminal = subprocess.Popen(
             TERMINAL + MAKE_RUN, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **self.options
         )
         self.addCleanup(self.terminal.communicate, timeout=SECONDS)
-
-    def press_ctrl_c(self) -> None:
-        assert self.terminal.stdin
-        self.terminal.stdin.write(b"\x03")
-        self.terminal.stdin.flush()
 
     def start_again(self, port: str = "0") -> str:
         """Start it where it should not; return what it prints, and its exit status."""
@@ -77,13 +72,9 @@ class TestRun(unittest.TestCase):
 
     def kill(self, option: str) -> None:
         """Type the command that a second start tells, with an option."""
-        told = (
-            f"O contador desta pasta já roda em http://127.0.0.1:{self.port}/ (para encerrar: kill "
-        )
-        message = self.start_again()
-        self.assertTrue(message.startswith(told), message)
-        numbers = message.removeprefix(told).removesuffix(")\n1").split()
-        subprocess.run(["kill", option, *numbers], check=True, timeout=SECONDS)
+        where, numbers = self.start_again().removesuffix(")\n1").split(" (para encerrar: kill ")
+        self.assertEqual(where, f"O contador desta pasta já roda em http://127.0.0.1:{self.port}/")
+        subprocess.run(["kill", option, *numbers.split()], check=True, timeout=SECONDS)
 
     def listens(self) -> bool:
         with socket.socket() as probe:
@@ -93,19 +84,18 @@ class TestRun(unittest.TestCase):
         eventually(self.listens)
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as visitor:
             visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            text = visitor.makefile().read()
-        self.assertTrue(text.endswith(f"\nContador: {number}\nPostgres: conectado\n"), text)
+            self.assertIn(f"\nContador: {number}\nPostgres: conectado\n", visitor.makefile().read())
 
     def test_it_ends_in_good_order_even_in_its_first_start_and_counts_on(self) -> None:
         self.make_run()
         eventually(lambda: [*self.base.rglob("data.new")])
-        self.press_ctrl_c()
+        self.terminal.communicate(CTRL_C, timeout=SECONDS)
         self.wait_for_end()
         for number, way in enumerate(("Ctrl+C", "SIGTERM", "closed window"), 1):
             self.make_run()
             self.check_visit(number)
             if way == "Ctrl+C":
-                self.press_ctrl_c()
+                self.terminal.communicate(CTRL_C, timeout=SECONDS)
             elif way == "SIGTERM":
                 self.kill("-TERM")
             else:
@@ -125,11 +115,9 @@ class TestRun(unittest.TestCase):
 
     def test_a_port_that_is_taken_or_none_is_told_in_a_line(self) -> None:
         with socket.create_server(("127.0.0.1", self.port)):
-            message = self.start_again(str(self.port))
-        self.assertRegex(message, rf"\AA porta {self.port} não está livre.*\n1\Z")
+            self.assertRegex(self.start_again(str(self.port)), r"\AA porta \d+ não .*\n1\Z")
         for port in ("x", "-1", "65536"):
-            message = "PORT: valor inválido; esperado: um número de 0 a 65535\n2"
-            self.assertEqual(self.start_again(port), message)
+            self.assertRegex(self.start_again(port), r"\APORT: valor inválido.*\n2\Z")
 
     def test_a_postmaster_pid_from_before_a_power_cut_is_no_hindrance(self) -> None:
         db = Postgres(self.base / "postgres")
