@@ -22,19 +22,22 @@ from tools.servers import HERE, STOP_SECONDS, Postgres, Redis, Server, free_port
 
 DATA = HERE / ".dados"
 LOCK = DATA / "lock"  # held until the last process ends that has it open; it tells the address
+HAS_TERMINAL = os.isatty(0)
 received: list[int] = []  # signals
+
+
+def must_end() -> bool:
+    """Tell whether a signal has come or the terminal was closed: make keeps that SIGHUP."""
+    return bool(received) or (HAS_TERMINAL and not os.isatty(0))
 
 
 def wanted_port() -> int:
     """Return the port to serve on, a free one for 0; exit with status 2 where PORT is no port."""
-    try:
-        port = int(os.environ.get("PORT") or "5000")
-        if 0 <= port <= 65535:
-            return port or free_port()
-    except ValueError:
-        pass
-    print("PORT: valor inválido; esperado: um número de 0 a 65535", file=sys.stderr)
-    sys.exit(2)
+    text = os.environ.get("PORT") or "5000"
+    if not text.isdecimal() or int(text) > 65535:
+        print("PORT: valor inválido; esperado: um número de 0 a 65535", file=sys.stderr)
+        sys.exit(2)
+    return int(text) or free_port()
 
 
 def check_free(port: int) -> None:
@@ -88,33 +91,27 @@ def serve(port: int, lock: int, temporary: Path) -> int:
     }
     try:
         for name, server in servers.items():
-            if not os.environ.get(name) and not received:
+            if not os.environ.get(name) and not must_end():
                 server.start()
                 environment[name] = server.url
-        return 0 if received else run_service(environment, lock)
+        return 0 if must_end() else run_service(environment, lock)
     finally:
         for server in servers.values():
             server.stop()
 
 
 def run_service(environment: dict[str, str], lock: int) -> int:
-    """Run the service until it ends, a signal comes or the terminal is closed.
-
-    Return its exit status; 0 where it had to end.
-    """
-    has_terminal = os.isatty(0)
+    """Run the service; return its exit status if it ends by itself, or else 0."""
     service = subprocess.Popen(
         [sys.executable, HERE / "server.py"],
         env=environment,
         pass_fds=[lock],
         start_new_session=True,  # Ctrl+C is for this process
     )
-    while service.poll() is None and not received:
-        if has_terminal and not os.isatty(0):  # make keeps the SIGHUP to itself
-            break
+    while not must_end():
+        if service.poll() is not None:
+            return service.returncode
         time.sleep(0.1)
-    if service.poll() is not None:
-        return service.returncode
     service.terminate()
     try:
         service.wait(STOP_SECONDS)
@@ -133,7 +130,7 @@ def main() -> int:
         with lock_data(port) as lock, tempfile.TemporaryDirectory(prefix="contador-") as temporary:
             check_free(port)
             return serve(port, lock.fileno(), Path(temporary))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         sys.exit(str(error))
 
 

