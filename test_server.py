@@ -100,13 +100,12 @@ class TestAnswers(Case):
             self.check(path, 200, f"Contador: {number}\n{CONNECTED}")
 
     def test_reset_makes_the_next_visit_the_first(self) -> None:
+        servers.client.rpush(KEY, "lista")
+        self.assertEqual((self.web.get().status, self.web.get("//reset").status), (500, 200))
         for value in ("41", "abc", str(MAXIMUM)):
             servers.client.set(KEY, value)
             self.check("/reset", 200, "Contador: 0\n")
             self.check("/", 200, f"Contador: 1\n{CONNECTED}")
-        servers.client.delete(KEY)
-        servers.client.rpush(KEY, "lista")
-        self.assertEqual((self.web.get().status, self.web.get("//reset").status), (500, 200))
 
     def test_a_value_that_cannot_be_counted_on_is_500_and_names_reset(self) -> None:
         servers.client.set(KEY, MAXIMUM - 1)
@@ -235,6 +234,7 @@ route("/mais", visits.take)
 route("/comando", lambda: cache.run("INCRI", "aula"))
 route("/tabela", lambda: database.run("INSERT INTO visitas VALUES (1)"))
 route("/begin", lambda: database.run("BEGIN") or database.run("SELEC 1"))
+route("/fim", lambda: database.run("SELECT pg_terminate_backend(pg_backend_pid())"))
 route("/none", lambda: cache.run("SET", "aula", None))
 route("/falta", lambda: database.run("SELECT :n", m=1))
 main()
@@ -248,6 +248,7 @@ class TestStudents(Case):
         for path, text in (("/aula", "1"), ("/aula", "2"), ("/soma", "[[42]]"), ("/mais", "1")):
             self.assertEqual(web.get(path).text, f"{text}\n")
         self.assertEqual((web.get("/aula", "HEAD").status, web.get().number), (405, 2))
+        self.assertEqual(web.get("/fim").text, "Postgres: indisponível (conexão interrompida)\n")
 
     def test_mistakes_are_told_as_what_they_are_and_change_no_other_answer(self) -> None:
         web = self.start(STUDENT)
@@ -386,7 +387,6 @@ class TestReasons(Case):
 
 class TestFaults(Case):
     def check_times(self, web: Service) -> None:
-        """The first visit may wait for both servers, the others know."""
         first, *others = [web.get() for _ in range(40)]
         self.assertEqual(first.text, f"Contador: {LATE}\nPostgres: {LATE}\n")
         self.assertEqual((first.status, first.headers["Retry-After"]), (503, "1"))

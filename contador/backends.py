@@ -161,9 +161,9 @@ class Redis(Backend):
 
     def connect(self) -> redis.Redis:
         pool = redis.ConnectionPool(**self.options)
+        # Conecta já, e o Redis responde a um HELLO: um servidor congelado só aceitaria a conexão.
         client = redis.Redis(connection_pool=pool, single_connection_client=True)
         client.auto_close_connection_pool = True  # close() fecha também a conexão
-        client.ping()  # um servidor congelado também aceita conexões
         return client
 
     def is_stale(self) -> bool:
