@@ -16,6 +16,6 @@ USER 10001:10001
 EXPOSE 5000
 # /health pergunta também ao Redis e ao Postgres: web só está bem com os dois. Sem o proxy (-Y off)
 # que o Docker de muitas universidades põe em cada contêiner.
-HEALTHCHECK --interval=3s --timeout=3s --start-period=15s --start-interval=1s \
+HEALTHCHECK --interval=3s --timeout=3s --start-period=1m --start-interval=1s \
     CMD ["sh", "-c", "wget -Y off -q -O - http://127.0.0.1:${PORT:-5000}/health"]
 CMD ["python", "server.py"]
