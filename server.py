@@ -1,7 +1,7 @@
-"""Um contador de visitas: o Redis conta, o Postgres só mostra que está ali, o waitress atende.
+"""Um contador de visitas: o Redis conta, o Postgres só mostra que está no ar, o waitress atende.
 
-Aqui está o que se responde. Em ``contador/``: as conexões com os dois (``backends.py``), a conta
-das visitas que chegam juntas (``visits.py``), o waitress (``front.py``) e a configuração.
+Aqui ficam as rotas. Em ``contador/``: as conexões com os dois (``backends.py``), a contagem das
+visitas que chegam juntas (``visits.py``), o waitress (``front.py``) e a configuração.
 """
 
 import logging
@@ -21,18 +21,21 @@ database = Postgres(settings.postgres_options())
 visits = Visits(cache, database, KEY)
 
 
-# --- As rotas: cada uma devolve o status do HTTP e o texto ----------------------------------------
+# --- As rotas: cada uma devolve o status HTTP e o texto -------------------------------------------
+# Uma rota sua pode usar cache.run("INCR", "contador_aula"), que devolve a resposta do Redis, e
+# database.run("INSERT INTO alunos VALUES (:nome)", nome="Ana"), que devolve as linhas, se há.
 def visit() -> tuple[int, str]:
     """Conta uma visita e diz se o Postgres responde."""
     return page(visits.take)
 
 
 def visit_head() -> tuple[int, str]:
-    """O mesmo, com o número que a próxima visita teria."""
+    """Responde como ``visit``, mas não conta: mostra o número da próxima visita."""
     return page(visits.peek)
 
 
 def page(number: Callable[[], int]) -> tuple[int, str]:
+    """Chama ``number`` e mostra o que ela devolve, ou por que não deu."""
     postgres = state("Postgres", database.problem())
     try:
         return 200, f"Contador: {number()}\n{postgres}"
@@ -43,13 +46,13 @@ def page(number: Callable[[], int]) -> tuple[int, str]:
 
 
 def reset() -> tuple[int, str]:
-    """Faz o contador voltar a 0, qualquer que fosse o valor dele."""
+    """Zera o contador, seja qual for o valor dele."""
     cache.run("SET", KEY, 0)
     return 200, "Contador: 0\n"
 
 
 def reset_head() -> tuple[int, str]:
-    """O mesmo, sem mudar nada."""
+    """Responde como ``reset``, mas não muda nada."""
     with suppress(Rejected):  # um valor ruim não impede o reset
         visits.peek()
     return 200, "Contador: 0\n"
@@ -111,7 +114,7 @@ def answer(method: str, path: str, allowed: list[str]) -> tuple[int, str]:
 
 
 def main() -> None:
-    """Atende até SIGTERM ou SIGINT; o status é 0, ou 2 se a configuração não serve."""
+    """Atende até SIGTERM ou SIGINT; o status é 0, ou 2 se a configuração é inválida."""
     logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
     front = Front(app, visits, *settings.address())
     logging.info(

@@ -46,8 +46,6 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 class Case(unittest.TestCase):
-    """Each test begins with an absent key, and leaves both servers running."""
-
     def setUp(self) -> None:
         servers.client.delete(KEY)
 
@@ -202,8 +200,6 @@ server.serve_forever()
 
 
 class TestOtherServers(Case):
-    """``server.app`` is a WSGI application (PEP 3333), right under others and their threads."""
-
     def test_the_count_is_exact_and_the_answers_are_the_same(self) -> None:
         for code in (WAITRESS, WSGIREF):
             servers.client.delete(KEY)
@@ -236,6 +232,8 @@ route("/tabela", lambda: database.run("INSERT INTO visitas VALUES (1)"))
 route("/begin", lambda: database.run("BEGIN") or database.run("SELEC 1"))
 route("/fim", lambda: database.run("SELECT pg_terminate_backend(pg_backend_pid())"))
 route("/none", lambda: cache.run("SET", "aula", None))
+route("/arquivo", lambda: open("/nada"))
+route("/lenta", lambda: database.run("SELECT pg_sleep(3)"))
 route("/falta", lambda: database.run("SELECT :n", m=1))
 main()
 """
@@ -249,6 +247,7 @@ class TestStudents(Case):
             self.assertEqual(web.get(path).text, f"{text}\n")
         self.assertEqual((web.get("/aula", "HEAD").status, web.get().number), (405, 2))
         self.assertEqual(web.get("/fim").text, "Postgres: indisponível (conexão interrompida)\n")
+        self.assertEqual(web.get("/lenta").text, f"Postgres: {LATE}\n")
 
     def test_mistakes_are_told_as_what_they_are_and_change_no_other_answer(self) -> None:
         web = self.start(STUDENT)
@@ -258,6 +257,7 @@ class TestStudents(Case):
             ("/begin", 'Postgres: syntax error at or near "SELEC"\n'),
             ("/none", "Internal Server Error"),
             ("/falta", "Internal Server Error"),
+            ("/arquivo", "Internal Server Error"),
         ):
             answer = web.get(path)
             self.assertEqual((answer.status, answer.text[: len(text)]), (500, text))
@@ -265,7 +265,7 @@ class TestStudents(Case):
             self.assertEqual((web.get("/soma").text, web.get("/aula").status), ("[[42]]\n", 200))
         web.end()
         log = "".join(web.lines)
-        self.assertEqual(log.count("Exception while serving"), 2)
+        self.assertEqual(log.count("Exception while serving"), 3)
         self.assertIn("redis.exceptions.DataError", log)
         self.assertIn('"GET /none HTTP/1.1" 500', log)
         self.assertNotIn("indisponível", log)
@@ -296,7 +296,7 @@ class TestSettings(Case):
         self.check_refusal("DATABASE_URL: opção desconhecida: a, b", DATABASE_URL=url)
 
     def test_a_password_file_that_cannot_be_read_says_why(self) -> None:
-        reasons = {"/nada/segredo": "o arquivo não existe", "/": "não é um arquivo"}
+        reasons = {"/nada/segredo": "o arquivo não existe", "/": "não dá para ler o arquivo"}
         with tempfile.NamedTemporaryFile() as file:
             reasons[file.name] = "o arquivo está vazio"
             if os.geteuid() != 0:  # root may read any file
@@ -333,8 +333,6 @@ class TestSettings(Case):
 
 
 class TestReasons(Case):
-    """Why a server can't be used, as who visits is told."""
-
     def check(self, reason: str, url: str) -> None:
         is_postgres = url.startswith("postgresql")
         make: Any = backends.Postgres if is_postgres else backends.Redis
@@ -390,7 +388,7 @@ class TestFaults(Case):
         first, *others = [web.get() for _ in range(40)]
         self.assertEqual(first.text, f"Contador: {LATE}\nPostgres: {LATE}\n")
         self.assertEqual((first.status, first.headers["Retry-After"]), (503, "1"))
-        self.assertLess(first.seconds, 2.2)
+        self.assertTrue(1.8 < first.seconds < 2.2)
         self.assertLess(max(each.seconds for each in others), 0.25)
         self.assertLess(sorted(each.seconds for each in others)[20], 0.05)
 
@@ -480,7 +478,9 @@ class TestFront(Case):
                 client.sendall(b"GET " + target + b" HTTP/1.0\r\n\r\n")
                 read_all(client)
         web.end()
-        line = r"127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] (.*) \d+\.\d ms\n"
+        line = (
+            r"127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] (.*) \d{1,3}\.\d ms\n"
+        )
         self.assertEqual(
             [re.sub(line, r"\1", each) for each in web.lines[1:]],
             [

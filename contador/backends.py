@@ -12,11 +12,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 TIMEOUT = 1.0  # segundos: o limite de cada espera
-RETRY_TIMEOUT = 0.1  # segundos à espera de um servidor que já se sabe que está fora
+RETRY_TIMEOUT = 0.1  # segundos de espera por um servidor que já estava fora do ar
 RETRY_PAUSE = 0.5  # segundos entre uma tentativa que falhou e a próxima
 
-# Pelo código que o servidor deu ao erro (no Postgres, o SQLSTATE: apêndice A do manual), pela
-# mensagem, ou pela classe da exceção ou de uma das que a causaram.
+# A chave é o código que o servidor deu ao erro (no Postgres, o SQLSTATE: apêndice A do manual), a
+# mensagem, ou a classe da exceção ou de uma das que a causaram.
 REASONS = {
     "gaierror": "host não encontrado",
     "ConnectionRefusedError": "conexão recusada",
@@ -48,7 +48,7 @@ class Unavailable(BackendError):
 
 
 class Rejected(BackendError):
-    """O servidor está bem, e recusou este comando."""
+    """O servidor está bem, mas recusou este comando."""
 
 
 def code_and_message(error: BaseException) -> tuple[str, str]:
@@ -70,13 +70,13 @@ def reason_for(error: BaseException) -> str:
 
 
 class Backend:
-    """Um servidor e a conexão com ele, que uma thread usa de cada vez."""
+    """Um servidor e a conexão com ele, usada por uma thread de cada vez."""
 
     def __init__(self, name: str, host: str) -> None:
         self.name, self.host = name, host
-        self.lock = threading.RLock()
-        self.connection: Any = None  # a thread que conecta preenche, a qualquer momento
-        self.reason = ""  # por que o servidor está fora; vazio enquanto responde
+        self.lock = threading.Lock()
+        self.connection: Any = None  # preenchida pela thread que conecta, a qualquer momento
+        self.reason = ""  # por que está fora do ar; vazio enquanto responde
         self.attempt = threading.Thread()  # a última tentativa de conectar
         self.failure: Exception = TimeoutError()  # por que ela não deu certo
         self.next_attempt = 0.0  # não antes deste time.monotonic()
@@ -90,7 +90,7 @@ class Backend:
         raise NotImplementedError
 
     def connected(self) -> Any:
-        """Devolve a conexão, nova se preciso; lança Unavailable se não há uma a tempo."""
+        """Devolve a conexão, outra se preciso; lança Unavailable se nenhuma abre a tempo."""
         if self.connection and self.is_stale():
             self.close()
         if not (self.connection or self.attempt.is_alive() or time.monotonic() < self.next_attempt):
@@ -112,7 +112,7 @@ class Backend:
             self.next_attempt = time.monotonic() + RETRY_PAUSE
 
     def close(self) -> None:
-        """Desiste da conexão; a próxima pergunta abre outra."""
+        """Fecha a conexão; a próxima pergunta abre outra."""
         with suppress(Exception):  # fechar uma conexão quebrada também falha
             self.connection.close()
         self.connection = None
@@ -123,7 +123,7 @@ class Backend:
         self.reason = ""
 
     def mark_down(self, error: Exception) -> Unavailable:
-        """Desiste da conexão, avisa no log e devolve a exceção para quem perguntou."""
+        """Fecha a conexão, avisa no log e devolve a exceção para quem perguntou."""
         self.close()
         reason = reason_for(error)
         if not self.reason:
@@ -150,12 +150,13 @@ class Redis(Backend):
             client = self.connected()
             try:
                 answer = client.execute_command(*command)
-            except redis.DataError:  # o que não se pode enviar, como None, é erro de quem chamou
+            except redis.DataError:  # o que não dá para enviar, como None, é erro de quem chamou
                 raise
             except redis.RedisError as error:
-                if code_and_message(error)[0] in ("ERR", "WRONGTYPE"):
+                is_answer = isinstance(error, redis.ResponseError)
+                if is_answer and code_and_message(error)[0] not in REASONS:
                     raise Rejected(self.name, reason_for(error)) from error
-                raise self.mark_down(error) from error  # recusaria qualquer comando
+                raise self.mark_down(error) from error
             self.mark_up()
             return answer
 
@@ -178,7 +179,7 @@ class Postgres(Backend):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__("Postgres", options["host"])
-        self.answer_for_all: str | None = None  # de problem(), enquanto Visits.together() a mantém
+        self.answer_for_all: str | None = None  # a de problem(), durante Visits.together()
         self.options = options | {"timeout": TIMEOUT}
 
     def run(self, sql: str, **values: Any) -> Any:
@@ -188,11 +189,10 @@ class Postgres(Backend):
             try:
                 rows = connection.run(sql, **values)
             except Exception as error:
-                self.close()  # depois de um BEGIN, ela recusaria também os comandos dos outros
-                is_about_sql = isinstance(error, pg8000.native.DatabaseError)
-                if is_about_sql and error.args[0]["V"] == "ERROR":  # FATAL: ele vai embora
+                self.close()  # senão, depois de um BEGIN, recusaria também os comandos dos outros
+                if isinstance(error, pg8000.native.DatabaseError):
                     raise Rejected(self.name, reason_for(error)) from error
-                if is_about_sql or isinstance(error, OSError) or str(error) == "network error":
+                if isinstance(error, OSError) or str(error) == "network error":
                     raise self.mark_down(error) from error
                 raise
             self.mark_up()

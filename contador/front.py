@@ -1,4 +1,4 @@
-"""O waitress, sem threads: o que chegou junto é respondido junto, em um turno do laço dele."""
+"""O waitress, sem threads: o que chegou junto é respondido junto, em uma rodada do laço dele."""
 
 import logging
 import os
@@ -18,19 +18,18 @@ from contador.settings import exit_on_bad_setting
 from contador.visits import Visits
 
 CONNECTIONS = 1000  # abertas ao mesmo tempo
-LAST_SECOND = 1.0  # segundos para responder ao que já chegou quando o programa deve parar
 
 
 class Front:
     """Atende com ``app`` em ``host`` e ``port``, em uma thread só."""
 
     def __init__(self, app: WSGIApplication, visits: Visits, host: str, port: str) -> None:
-        logging.getLogger("waitress").setLevel(logging.WARNING)  # abaixo, repete o que alguém pediu
+        logging.getLogger("waitress").setLevel(logging.WARNING)  # INFO copia texto do cliente
         self.app, self.visits = app, visits
         self.ready: list[Any] = []  # conexões com uma requisição completa
-        self.started = 0.0  # o time.monotonic() do começo do turno
-        self.lines: list[str] = []  # dele, para o log
-        self.deadline: float | None = None  # o time.monotonic() em que tudo acaba
+        self.started = 0.0  # o time.monotonic() do começo da rodada
+        self.lines: list[str] = []  # da rodada, para o log
+        self.deadline: float | None = None  # o time.monotonic() do fim de tudo
         self.map: dict[int, Any] = {}
         try:
             create_server(
@@ -40,9 +39,7 @@ class Front:
                 port=port,
                 threads=0,
                 connection_limit=CONNECTIONS,
-                send_bytes=65536,  # mais que uma resposta: quem envia é turn()
-                clear_untrusted_proxy_headers=False,  # ninguém os lê
-                log_socket_errors=False,  # quem visita pode ir embora antes da resposta
+                send_bytes=65536,
             )
         except (OSError, OverflowError, ValueError) as error:
             problem = f"não dá para escutar em {host}, porta {port} ({error})"
@@ -51,9 +48,10 @@ class Front:
         for server in self.servers:  # um nome, como localhost, pode ter dois endereços
             server.task_dispatcher = self
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if resource.RLIM_INFINITY not in (soft, hard):  # no macOS, soft é 256
-            files = min(CONNECTIONS + 50, hard)  # o programa abre alguns além das conexões
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+        files = CONNECTIONS + 50  # o programa abre alguns além das conexões
+        files = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        if 0 <= soft < files:  # no macOS, soft é 256; negativo é sem limite
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
     def url(self) -> str:
         """Devolve o primeiro endereço em que atende."""
@@ -74,8 +72,8 @@ class Front:
             self.turn(seconds=0.05)
 
     def stop(self, *_: object) -> None:
-        self.deadline = self.deadline or time.monotonic() + LAST_SECOND
-        self.servers[0].pull_trigger()  # acaba com a espera do turno
+        self.deadline = self.deadline or time.monotonic() + 1  # segundo, para o que já chegou
+        self.servers[0].pull_trigger()  # acorda o laço
 
     def is_busy(self) -> bool:
         """Diz se há uma conexão aberta, ou uma que espera para ser aceita."""
@@ -92,9 +90,9 @@ class Front:
         with self.visits.together(sum(is_visit(channel.requests[0]) for channel in channels)):
             for channel in channels:
                 if self.deadline and len(channel.requests) == 1:
-                    channel.requests[0].headers["CONNECTION"] = "close"
+                    channel.requests[0].headers["CONNECTION"] = "close"  # o waitress obedece
                 channel.service()
-                channel.handle_write()
+                channel.handle_write()  # já, e em um pacote só: send_bytes é maior que a resposta
         if self.lines:
             logging.info("\n".join(self.lines))
             self.lines.clear()
@@ -102,7 +100,7 @@ class Front:
     def answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         """Chama ``app`` e põe uma linha no log, menos para um /health que deu certo.
 
-        Common Log Format (manual do Apache, mod_log_config) e os ms desde o começo do turno.
+        Common Log Format (manual do Apache, mod_log_config) e os ms desde o começo da rodada.
         """
         status, body = "500", [b""]
 

@@ -12,7 +12,7 @@ from redis.connection import parse_url
 
 
 def exit_on_bad_setting(name: str, problem: str, expected: str) -> NoReturn:
-    """Encerra o programa com status 2 e uma linha, que nunca tem o valor: pode ser uma senha."""
+    """Encerra o programa com status 2 e uma linha, sem o valor, que pode ser uma senha."""
     print(f"{name}: {problem}; esperado: {expected}", file=sys.stderr)
     sys.exit(2)
 
@@ -42,12 +42,12 @@ def postgres_options() -> dict[str, Any]:
     try:
         return parse_postgres_url(url)
     except (KeyError, ValueError):
-        expected = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO"
+        expected = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO?sslmode=require (ou verify-full)"
         exit_on_bad_setting("DATABASE_URL", "valor inválido", expected)
 
 
 def parse_postgres_url(url: str) -> dict[str, Any]:
-    """Lê uma URL da forma que a libpq usa (manual do PostgreSQL, 32.1.1.2)."""
+    """Lê uma URL no formato da libpq (manual do PostgreSQL, 32.1.1.2)."""
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres"):
         raise ValueError(parts.scheme)
@@ -76,7 +76,7 @@ def parse_postgres_url(url: str) -> dict[str, Any]:
 
 
 def postgres_password() -> str:
-    """Devolve a senha para uma URL sem senha; ``senha123`` é a da aula, e só dela."""
+    """Devolve a senha para uma URL sem senha; ``senha123`` serve só para a aula."""
     password = os.environ.get("POSTGRES_PASSWORD", "").rstrip("\r\n")
     path = os.environ.get("POSTGRES_PASSWORD_FILE")
     if password or not path:
@@ -89,7 +89,7 @@ def postgres_password() -> str:
     except PermissionError:
         problem = "sem permissão para ler o arquivo"
     except OSError:
-        problem = "não é um arquivo"
+        problem = "não dá para ler o arquivo"
     if not password:
         exit_on_bad_setting("POSTGRES_PASSWORD_FILE", problem, "um arquivo com a senha")
     return password

@@ -13,12 +13,12 @@ class Visits:
     def __init__(self, cache: Redis, database: Postgres, key: str) -> None:
         self.cache, self.database, self.key = cache, database, key
         self.lock = threading.Lock()
-        self.expected = 0  # visitas deste turno que ainda não têm número
+        self.expected = 0  # visitas desta rodada que ainda não têm número
         self.outcome: int | BackendError | None = None  # o último número delas, ou o erro de todas
 
     @contextmanager
     def together(self, count: int) -> Iterator[None]:
-        """Dentro do bloco, que é um turno, ``count`` visitas vão chamar ``take()``."""
+        """Dentro do bloco, ``count`` visitas chamam ``take()``; a que não chama perde o número."""
         self.expected, self.outcome = count, None
         self.database.answer_for_all = self.database.problem() if count else None
         yield
@@ -27,7 +27,7 @@ class Visits:
     def take(self) -> int:
         """Conta uma visita e devolve o número dela; lança Unavailable ou Rejected."""
         with self.lock:
-            if self.expected == 0:  # o servidor não avisou, ou esta é uma a mais
+            if self.expected == 0:  # o servidor não avisou, ou veio uma a mais
                 return self.add(1)
             if self.outcome is None:
                 try:
@@ -37,7 +37,7 @@ class Visits:
             self.expected -= 1
             if isinstance(self.outcome, BackendError):
                 raise self.outcome
-            return self.outcome - self.expected  # de 3 visitas, se o último é 12: 10, 11 e 12
+            return self.outcome - self.expected  # 3 visitas, a última é a 12: 10, 11 e 12
 
     def peek(self) -> int:
         """Devolve o número que a próxima visita teria; lança Unavailable ou Rejected."""
