@@ -61,7 +61,6 @@ class Case(unittest.TestCase):
         return web
 
     def connect(self, web: Service, count: int) -> list[socket.socket]:
-        """Return connections that the program has accepted."""
         clients = [self.enterContext(web.connect()) for _ in range(count)]
         web.get("/health")  # this one was accepted after them
         return clients
@@ -140,8 +139,8 @@ class TestAnswers(Case):
 
 class TestTogether(Case):
     def visit_at_once(self, web: Service, clients: list[socket.socket]) -> list[bytes]:
-        """Return the answers to a POST and to visits that the program finds all at once."""
         web.process.send_signal(signal.SIGSTOP)
+        os.waitpid(web.process.pid, os.WUNTRACED)  # until it stands still
         clients[0].sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
         for client in clients[1:]:
             client.sendall(VISIT)
@@ -528,6 +527,7 @@ class TestFront(Case):
     def check_end(self, web: Service, number: int) -> None:
         idle, pipelined = self.connect(web, 2)
         web.process.send_signal(signal.SIGSTOP)
+        os.waitpid(web.process.pid, os.WUNTRACED)  # until it stands still
         backlog = [self.enterContext(web.connect()) for _ in range(20)]
         for client in backlog:
             client.sendall(VISIT)
