@@ -6,15 +6,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tools import harness
 from tools.servers import HERE, Postgres, free_port
 
 SECONDS = 60  # for what should come about much sooner, on the slowest machine
@@ -22,14 +22,7 @@ DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5 + "contador"  # o
 CTRL_C = b"\x03"
 TERMINAL = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])"]
 MAKE_RUN = ["make", "-o", ".venv/.run", "run"]  # -o: it must not make anew what the tests run in
-
-
-def eventually(check: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not check():
-        if time.monotonic() > end:
-            raise AssertionError(f"it did not come about within {SECONDS} seconds")
-        time.sleep(0.02)
+eventually = partial(harness.eventually, seconds=SECONDS)
 
 
 class TestRun(unittest.TestCase):
