@@ -1,20 +1,19 @@
 """Visita todas as réplicas de web e confere as respostas: python - SEGUNDOS < swarm/carga.py"""
 
 import http.client
-import itertools
+import random
 import socket
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-turns = itertools.count()
 numbers: list[int] = []
 lost: list[str] = []
 
 
 def replicas() -> list[str]:
     found = socket.getaddrinfo("tasks.web", 5000, socket.AF_INET)
-    return sorted({str(each[4][0]) for each in found})
+    return [str(each[4][0]) for each in found]
 
 
 def ready(address: str) -> bool:
@@ -26,11 +25,9 @@ def ready(address: str) -> bool:
         return False
 
 
-def visits() -> None:
+def visits(_: int) -> None:
     while time.monotonic() < end:
-        addresses = replicas()
-        address = addresses[next(turns) % len(addresses)]
-        connection = http.client.HTTPConnection(address, 5000, timeout=3)
+        connection = http.client.HTTPConnection(random.choice(replicas()), 5000, timeout=3)
         try:
             connection.connect()
         except OSError:
@@ -46,10 +43,7 @@ def visits() -> None:
 while not all(map(ready, replicas())):
     time.sleep(0.2)
 end = time.monotonic() + float(sys.argv[1])
-threads = [threading.Thread(target=visits) for _ in range(4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(visits, range(4)))
 repeated = len(numbers) - len(set(numbers))
 print(f"{len(numbers)} respostas, {repeated} números repetidos, {len(lost)} perdidas", *lost[:3])
