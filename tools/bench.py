@@ -6,15 +6,14 @@ A well-known load generator, wrk, visits each for a few seconds, in rounds; figu
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from tools.servers import HERE, Postgres, Redis, free_port
+from tools.harness import eventually
+from tools.servers import HERE, Postgres, Redis, free_port, listens
 
 THREADS = (
     "import logging, os, waitress, server\n"
@@ -27,19 +26,7 @@ COMMANDS: dict[str, list[str]] = {
     "Flask": ["tools/flask_counter.py"],
 }
 CONNECTIONS, ROUNDS, SECONDS = (1, 8, 64), 3, 2
-START_SECONDS = 10
 WRK_SECONDS = 30  # for wrk to end after the time for which it asks
-
-
-def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until something listens on ``port``; raise RuntimeError if the server ends before."""
-    end = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise RuntimeError(f"Não iniciou: {server.args!r}")
 
 
 def ask(port: int, connections: int) -> float:
@@ -62,7 +49,7 @@ def measure(name: str, connections: int, environment: dict[str, str]) -> float:
         stdout=subprocess.DEVNULL,
     ) as server:
         try:
-            wait_until_ready(server, port)
+            eventually(lambda: listens(port) or server.poll() is not None)
             return ask(port, connections)
         finally:
             server.terminate()

@@ -18,6 +18,7 @@ from typing import TextIO
 
 import psutil
 
+from contador.settings import address
 from tools.servers import HERE, STOP_SECONDS, Postgres, Redis, Server, free_port
 
 DATA = HERE / ".dados"
@@ -29,15 +30,6 @@ received: list[int] = []  # signals
 def must_end() -> bool:
     """Tell whether a signal has come or the terminal was closed: make keeps that SIGHUP."""
     return bool(received) or (HAS_TERMINAL and not os.isatty(0))
-
-
-def wanted_port() -> int:
-    """Return the port to serve on, a free one for 0; exit with status 2 where PORT is no port."""
-    text = os.environ.get("PORT") or "5000"
-    if not text.isdecimal() or int(text) > 65535:
-        print("PORT: valor inválido; esperado: um número de 0 a 65535", file=sys.stderr)
-        sys.exit(2)
-    return int(text) or free_port()
 
 
 def check_free(port: int) -> None:
@@ -60,10 +52,10 @@ def lock_data(port: int) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        address = lock.read()
+        place = lock.read()
         lock.close()
         numbers = " ".join(map(str, holders()))
-        sys.exit(f"O contador desta pasta já roda em {address} (para encerrar: kill {numbers})")
+        sys.exit(f"O contador desta pasta já roda em {place} (para encerrar: kill {numbers})")
     lock.truncate(0)
     lock.write(f"http://127.0.0.1:{port}/")
     lock.flush()
@@ -125,7 +117,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
             signal.signal(number, lambda number, _: received.append(number))
-    port = wanted_port()
+    port = int(address()[1]) or free_port()
     try:
         with lock_data(port) as lock, tempfile.TemporaryDirectory(prefix="contador-") as temporary:
             check_free(port)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from tools import harness
-from tools.servers import HERE, Postgres, free_port
+from tools.servers import HERE, Postgres, free_port, listens
 
 SECONDS = 60  # for what should come about much sooner, on the slowest machine
 DEEP = "Área de Trabalho/" + "uma pasta dentro de outra/" * 5 + "contador"  # over 120 characters
@@ -69,12 +69,8 @@ class TestRun(unittest.TestCase):
         self.assertEqual(where, f"O contador desta pasta já roda em http://127.0.0.1:{self.port}/")
         subprocess.run(["kill", option, *numbers.split()], check=True, timeout=SECONDS)
 
-    def listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
     def check_visit(self, number: int) -> None:
-        eventually(self.listens)
+        eventually(lambda: listens(self.port))
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as visitor:
             visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
             self.assertIn(f"\nContador: {number}\nPostgres: conectado\n", visitor.makefile().read())
