@@ -5,15 +5,14 @@ visitas que chegam juntas (``visits.py``), o waitress (``front.py``) e a configu
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from contador import settings
-from contador.backends import Postgres, Redis, Rejected, Unavailable
-from contador.front import Front, Output
-from contador.visits import Visits
+from contador.backends import BackendError, Postgres, Redis
+from contador.front import Front, log_to_stdout
+from contador.visits import BadValue, Visit, Visits
 
 KEY = "contador_visitas"
 cache = Redis(settings.redis_options())
@@ -24,25 +23,24 @@ visits = Visits(cache, database, KEY)
 # --- As rotas: cada uma devolve o status HTTP e o texto -------------------------------------------
 # Uma rota sua pode usar cache.run("INCR", "contador_aula"), que devolve a resposta do Redis, e
 # database.run("INSERT INTO alunos VALUES (:nome)", nome="Ana"), que devolve as linhas, se há.
+# Quem atende é uma thread só: enquanto uma rota dorme 10 segundos, todas as visitas esperam.
 def visit() -> tuple[int, str]:
     """Conta uma visita e diz se o Postgres responde."""
-    return page(visits.take)
+    return page(visits.take())
 
 
 def visit_head() -> tuple[int, str]:
     """Responde como ``visit``, mas não conta: mostra o número da próxima visita."""
-    return page(visits.peek)
+    return page(visits.peek())
 
 
-def page(number: Callable[[], int]) -> tuple[int, str]:
-    """Chama ``number`` e mostra o que ela devolve, ou por que não deu."""
-    postgres = state("Postgres", database.problem())
-    try:
-        return 200, f"Contador: {number()}\n{postgres}"
-    except Unavailable as error:
-        return 503, state("Contador", error.reason) + postgres
-    except Rejected:
-        return 500, "Contador: o valor guardado não é um número ou chegou ao limite; use /reset\n"
+def page(this_visit: Visit) -> tuple[int, str]:
+    """Mostra o número de uma visita, ou por que ela não tem um, e se o Postgres responde."""
+    number, postgres = this_visit
+    second_line = postgres or "Postgres: conectado"
+    if isinstance(number, BackendError):
+        return number.status, f"{number}\n{second_line}\n"
+    return 200, f"Contador: {number}\n{second_line}\n"
 
 
 def reset() -> tuple[int, str]:
@@ -53,20 +51,17 @@ def reset() -> tuple[int, str]:
 
 def reset_head() -> tuple[int, str]:
     """Responde como ``reset``, mas não muda nada."""
-    with suppress(Rejected):  # um valor ruim não impede o reset
-        visits.peek()
+    with suppress(BadValue):  # um valor ruim não impede o reset
+        visits.add(0)
     return 200, "Contador: 0\n"
 
 
 def health() -> tuple[int, str]:
     """Diz se uma visita seria contada e se o Postgres responde; não conta nada."""
-    redis, postgres = visits.problem(), database.problem()
+    number, postgres = visits.peek()
+    redis = number if isinstance(number, BackendError) else None
     status = 503 if redis or postgres else 200
-    return status, state("Redis", redis) + state("Postgres", postgres)
-
-
-def state(name: str, problem: str) -> str:
-    return f"{name}: indisponível ({problem})\n" if problem else f"{name}: conectado\n"
+    return status, f"{redis or 'Redis: conectado'}\n{postgres or 'Postgres: conectado'}\n"
 
 
 ROUTES = {
@@ -107,15 +102,13 @@ def answer(method: str, path: str, allowed: list[str]) -> tuple[int, str]:
         return 405, f"Método não permitido: use {allowed[0]}\n"
     try:
         return ROUTES[method, path]()
-    except Unavailable as error:
-        return 503, state(error.server, error.reason)
-    except Rejected as error:
-        return 500, f"{error}\n"
+    except BackendError as error:
+        return error.status, f"{error}\n"
 
 
 def main() -> None:
     """Atende até SIGTERM ou SIGINT; o status é 0, ou 2 se a configuração é inválida."""
-    logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
+    log_to_stdout()
     front = Front(app, visits, *settings.address())
     logging.info(
         "Escutando em %s (Redis: %s, Postgres: %s)", front.url(), cache.host, database.host

@@ -1,5 +1,6 @@
 """The promises of the service, each kept before real servers."""
 
+import http.client
 import os
 import re
 import resource
@@ -17,17 +18,19 @@ from typing import Any
 from urllib.parse import quote
 
 import pg8000.native
-import redis
+import psutil
 from redis.connection import parse_url
 
 from contador import backends
 from contador.settings import parse_postgres_url
 from contador.visits import Visits
 from tools.harness import PASSWORD, SECONDS, Relay, Service, eventually, servers, settings
-from tools.servers import HERE, free_port
+from tools.servers import HERE, free_port, listens
 
 KEY = "contador_visitas"
+QUESTION = b"Q\0\0\0\5\0"  # to Postgres: an empty query
 VISIT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
 CONNECTED = "Postgres: conectado\n"
 LATE = "indisponível (tempo esgotado)"
 MAXIMUM = 2**63 - 1  # of what Redis counts
@@ -43,6 +46,12 @@ def numbers_in(*received: bytes) -> list[int]:
 
 def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return f"{response.status} ".encode() + response.read()
 
 
 class Case(unittest.TestCase):
@@ -68,9 +77,8 @@ class Case(unittest.TestCase):
     def check_return(self, web: Service) -> None:
         """Servers that are back are used within 1.5 s; the log has told that once for each."""
         eventually(lambda: web.get("/health").status == 200, 1.5)
-        web.end()
         for name in ("Redis", "Postgres"):
-            said = "".join(line for line in web.lines if line.startswith(name))
+            said = "".join(line for line in web.log().splitlines(True) if line.startswith(name))
             self.assertRegex(said, rf"\A{name}: indisponível .*\n{name}: conectado de novo\n\Z")
 
 
@@ -110,10 +118,10 @@ class TestAnswers(Case):
         for value in (MAXIMUM, MAXIMUM + 1, "abc", "", "1.5", " 5"):
             servers.client.set(KEY, value)
             answer, head = self.web.get(), self.web.get(method="HEAD")
-            self.assertRegex(answer.text, r"\AContador: [^\n]*/reset\n\Z")
+            self.assertRegex(answer.text, rf"\AContador: [^\n]*use /reset[^\n]*\n{CONNECTED}\Z")
             self.assertEqual((answer.status, head.status), (500, 500))
             self.assertEqual(head.headers["Content-Length"], answer.headers["Content-Length"])
-            self.assertEqual(self.web.get("/health").status, 503)
+            self.check("/health", 503, answer.text)
             self.assertEqual(self.web.get("/reset", "HEAD").status, 200)
 
     def test_head_is_get_without_body_and_changes_nothing(self) -> None:
@@ -141,11 +149,11 @@ class TestTogether(Case):
     def visit_at_once(self, web: Service, clients: list[socket.socket]) -> list[bytes]:
         web.process.send_signal(signal.SIGSTOP)
         os.waitpid(web.process.pid, os.WUNTRACED)  # until it stands still
-        clients[0].sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        clients[0].sendall(POST % 0)
         for client in clients[1:]:
             client.sendall(VISIT)
         web.process.send_signal(signal.SIGCONT)
-        return [client.recv(65536) for client in clients]
+        return [read_answer(client) for client in clients]
 
     def test_one_command_and_one_question_serve_all(self) -> None:
         cache, db = (self.enterContext(Relay(each)) for each in servers.both)
@@ -155,16 +163,15 @@ class TestTogether(Case):
         self.assertEqual(numbers_in(*self.visit_at_once(web, clients)), list(range(1, 21)))
         self.assertEqual(servers.client.get(KEY), b"20")
         self.assertEqual(cache.asked.count(b"INCRBY"), 1)
-        self.assertEqual(db.asked, b"Q\0\0\0\5\0")  # one empty query
+        self.assertEqual(db.asked, QUESTION)
 
     def test_what_may_have_reached_redis_is_not_sent_again(self) -> None:
         relay = self.enterContext(Relay(servers.cache))
         web = self.start(REDIS_URL=f"{relay.url}?retry_on_timeout=yes")
         clients = self.connect(web, 10)
-        relay.loses = True
+        relay.lost = b"INCRBY"
         for answer in self.visit_at_once(web, clients)[1:]:
-            self.assertIn(b"503 Service Unavailable", answer)
-            self.assertIn(f"Contador: {LATE}\n{CONNECTED}".encode(), answer)
+            self.assertEqual(answer.decode(), f"503 Redis: {LATE}\n{CONNECTED}")
         self.assertEqual(servers.client.get(KEY), b"9")
 
     def test_numbers_are_given_once_whoever_comes(self) -> None:
@@ -172,11 +179,12 @@ class TestTogether(Case):
         visits = Visits(cache, backends.Postgres(parse_postgres_url(servers.db.url)), KEY)
         self.addCleanup(visits.database.close)
         self.addCleanup(cache.close)
-        with visits.together(2):
-            self.assertEqual([visits.take() for _ in range(4)], [1, 2, 3, 4])  # two more
-        with visits.together(3):
-            self.assertEqual(visits.take(), 5)  # two of the three did not come
-        self.assertEqual(visits.take(), 8)
+        visits.expect(2)
+        self.assertEqual([visits.take().number for _ in range(4)], [1, 2, 3, 4])  # two more
+        visits.expect(3)
+        self.assertEqual(visits.take().number, 5)  # two of the three do not come
+        visits.expect(0)
+        self.assertEqual(visits.take().number, 8)
 
 
 WAITRESS = """
@@ -223,51 +231,97 @@ from server import *
 def route(path, work):
     ROUTES["GET", path] = lambda: (200, f"{work()}\\n")
 
+def begin():
+    database.run("BEGIN")
+    database.run("SELEC 1")
+
+def notify():
+    database.run("LISTEN aula")
+    database.run("NOTIFY aula, 'olá'")
+
+def insert_and_visit():
+    database.run("INSERT INTO visitas VALUES (1)")
+    return visit()
+
 route("/aula", lambda: cache.run("INCR", "aula"))
 route("/soma", lambda: database.run("SELECT CAST(:n AS int) + 1", n=41))
-route("/mais", visits.take)
+route("/mais", lambda: visits.take().number)
+route("/print", lambda: print("Oi!"))
 route("/comando", lambda: cache.run("INCRI", "aula"))
+route("/tipo", lambda: cache.run("LPUSH", "aula", 1))
 route("/tabela", lambda: database.run("INSERT INTO visitas VALUES (1)"))
-route("/begin", lambda: database.run("BEGIN") or database.run("SELEC 1"))
+route("/begin", begin)
 route("/fim", lambda: database.run("SELECT pg_terminate_backend(pg_backend_pid())"))
 route("/none", lambda: cache.run("SET", "aula", None))
+route("/bytes", lambda: cache.run("GET", "bytes"))
+route("/notify", notify)
 route("/arquivo", lambda: open("/nada"))
 route("/lenta", lambda: database.run("SELECT pg_sleep(3)"))
 route("/falta", lambda: database.run("SELECT :n", m=1))
+route("/multi", lambda: cache.run("MULTI"))
+route("/sair", exit)
+ROUTES["GET", "/insert"] = insert_and_visit
 main()
 """
 
 
 class TestStudents(Case):
-    def test_routes_use_both_servers_and_take_visits(self) -> None:
+    def setUp(self) -> None:
+        super().setUp()
         servers.client.delete("aula")
-        web = self.start(STUDENT)
+        servers.client.set("bytes", b"\xff")
+        self.web = self.start(STUDENT)
+
+    def test_routes_use_both_servers_and_take_visits(self) -> None:
         for path, text in (("/aula", "1"), ("/aula", "2"), ("/soma", "[[42]]"), ("/mais", "1")):
-            self.assertEqual(web.get(path).text, f"{text}\n")
-        self.assertEqual((web.get("/aula", "HEAD").status, web.get().number), (405, 2))
-        self.assertEqual(web.get("/fim").text, "Postgres: indisponível (conexão interrompida)\n")
-        self.assertEqual(web.get("/lenta").text, f"Postgres: {LATE}\n")
+            self.assertEqual(self.web.get(path).text, f"{text}\n")
+        self.assertEqual((self.web.get("/aula", "HEAD").status, self.web.get().number), (405, 2))
+        answer = self.web.get("/fim")
+        text = "Postgres: indisponível (conexão interrompida)\n"
+        self.assertEqual((answer.status, answer.text), (503, text))
+        self.assertEqual(self.web.get("/lenta").text, f"Postgres: {LATE}\n")
 
     def test_mistakes_are_told_as_what_they_are_and_change_no_other_answer(self) -> None:
-        web = self.start(STUDENT)
         for path, text in (
             ("/comando", "Redis: unknown command 'INCRI'"),
+            ("/tipo", "Redis: WRONGTYPE Operation against a key holding the wrong kind"),
             ("/tabela", 'Postgres: relation "visitas" does not exist\n'),
+            ("/insert", 'Postgres: relation "visitas" does not exist\n'),
             ("/begin", 'Postgres: syntax error at or near "SELEC"\n'),
             ("/none", "Internal Server Error"),
+            ("/bytes", "Internal Server Error"),
             ("/falta", "Internal Server Error"),
             ("/arquivo", "Internal Server Error"),
         ):
-            answer = web.get(path)
+            answer = self.web.get(path)
             self.assertEqual((answer.status, answer.text[: len(text)]), (500, text))
             self.assertNotIn("Traceback", answer.text)
-            self.assertEqual((web.get("/soma").text, web.get("/aula").status), ("[[42]]\n", 200))
-        web.end()
-        log = "".join(web.lines)
-        self.assertEqual(log.count("Exception while serving"), 3)
+            other = (self.web.get("/soma").text, self.web.get("/aula").status)
+            self.assertEqual(other, ("[[42]]\n", 200), path)
+        self.assertEqual(self.web.get().number, 1)
+        log = self.web.log()
+        self.assertEqual(log.count("Exception while serving"), 4)
         self.assertIn("redis.exceptions.DataError", log)
         self.assertIn('"GET /none HTTP/1.1" 500', log)
         self.assertNotIn("indisponível", log)
+
+    def test_what_a_library_cannot_read_spoils_no_later_answer(self) -> None:
+        self.assertEqual(self.web.get("/notify").status, 500)
+        self.assertEqual(self.web.get().text, f"Contador: 1\n{CONNECTED}")
+        self.assertEqual(self.web.get("/bytes").status, 500)
+        servers.cache.signal(signal.SIGSTOP)
+        self.assertEqual(self.web.get().text, f"Redis: {LATE}\n{CONNECTED}")
+        self.assertLess(self.web.get().seconds, 0.25)
+
+    def test_only_exit_ends_the_program(self) -> None:
+        self.assertEqual(self.web.get("/multi").status, 200)
+        self.assertEqual(self.web.get().status, 500)  # Redis has answered QUEUED
+        with self.assertRaises(http.client.RemoteDisconnected):
+            self.web.get("/sair")
+
+    def test_a_print_is_seen_at_once(self) -> None:
+        self.web.get("/print")
+        eventually(lambda: "Oi!\n" in self.web.lines)
 
 
 class TestSettings(Case):
@@ -283,8 +337,9 @@ class TestSettings(Case):
         for name, value in (
             ("REDIS_URL", "redis://:segredo@cache:x/0"),
             ("REDIS_URL", "redis://cache/0?segredo=1"),
+            ("REDIS_URL", "redis://cache/0?protocol=1"),
+            ("REDIS_URL", "rediss://cache/0?ssl_cert_reqs=segredo"),
             ("DATABASE_URL", "postgresql://u:segredo@db:x/y"),
-            ("DATABASE_URL", "postgresql://db/x?sslmode=segredo"),
             ("DATABASE_URL", "postgresql://db/x?segredo"),
             ("DATABASE_URL", "mysql://u:segredo@db/x"),
             ("PORT", "segredo"),
@@ -293,17 +348,25 @@ class TestSettings(Case):
             self.check_refusal(f"{name}: valor inválido", **{name: value})
         url = "postgresql://db/x?a=segredo&sslmode=require&b=1"
         self.check_refusal("DATABASE_URL: opção desconhecida: a, b", DATABASE_URL=url)
+        url = "postgresql://db/x?sslmode=segredo"
+        self.check_refusal("DATABASE_URL: sslmode desconhecido", DATABASE_URL=url)
 
     def test_a_password_file_that_cannot_be_read_says_why(self) -> None:
         reasons = {"/nada/segredo": "o arquivo não existe", "/": "não dá para ler o arquivo"}
-        with tempfile.NamedTemporaryFile() as file:
-            reasons[file.name] = "o arquivo está vazio"
-            if os.geteuid() != 0:  # root may read any file
-                os.chmod(file.name, 0)
-                reasons[file.name] = "sem permissão para ler o arquivo"
-            for path, reason in reasons.items():
-                variables = {"DATABASE_URL": "postgresql://db", "POSTGRES_PASSWORD_FILE": path}
-                self.check_refusal(f"POSTGRES_PASSWORD_FILE: {reason}", **variables)
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        for name, content, reason in (
+            ("vazio", b"\n", "o arquivo está vazio"),
+            ("PowerShell", "segredo\n".encode("utf-16"), "o arquivo não está em UTF-8"),
+            ("Latin-1", "segredo é\n".encode("latin-1"), "o arquivo não está em UTF-8"),
+        ):
+            (folder / name).write_bytes(content)
+            reasons[str(folder / name)] = reason
+        if os.geteuid() != 0:  # root may read any file
+            (folder / "vazio").chmod(0)
+            reasons[str(folder / "vazio")] = "sem permissão para ler o arquivo"
+        for path, reason in reasons.items():
+            variables = {"DATABASE_URL": "postgresql://db", "POSTGRES_PASSWORD_FILE": path}
+            self.check_refusal(f"POSTGRES_PASSWORD_FILE: {reason}", **variables)
 
     def test_a_place_where_it_cannot_listen_is_told(self) -> None:
         problem = "HOST, PORT: não dá para escutar em .*, porta .*"
@@ -324,8 +387,8 @@ class TestSettings(Case):
         for variables in (
             {"DATABASE_URL": f"postgres://postgres:{quoted}@127.0.0.1:{port}/postgres?{options}"},
             {"DATABASE_URL": f"postgresql://:{quoted}@x:1?host={servers.sockets}&port={port}"},
-            {"DATABASE_URL": place, "POSTGRES_PASSWORD": PASSWORD + "\n"},
-            {"DATABASE_URL": place, "POSTGRES_PASSWORD_FILE": str(file)},
+            {"DATABASE_URL": f"{place}?sslmode=allow", "POSTGRES_PASSWORD": PASSWORD + "\n"},
+            {"DATABASE_URL": f"{place}?sslmode=prefer", "POSTGRES_PASSWORD_FILE": str(file)},
         ):
             web = self.start(REDIS_URL=f"{servers.cache.url}?max_connections=1", **variables)
             self.assertEqual(web.get("/health").text, f"Redis: conectado\n{CONNECTED}")
@@ -363,29 +426,25 @@ class TestReasons(Case):
         for reason, change, undo in (
             ("este Redis é só de leitura", "REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
             ("memória do Redis esgotada", "CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
-            ("senha recusada", "CONFIG SET requirepass x", "CONFIG SET requirepass "),
+            ("senha recusada", "CONFIG SET requirepass x", "CONFIG SET requirepass ''"),
         ):
-            servers.client.execute_command(*change.split(" "))
-            self.check(reason, servers.cache.url)
-            servers.client.execute_command(*undo.split(" "))
-        loading = redis.BusyLoadingError("Redis is loading", status_code="LOADING")
-        self.assertEqual(backends.reason_for(loading), "o Redis ainda está carregando os dados")
+            with self.subTest(reason), servers.changed(change, undo):
+                self.check(reason, servers.cache.url)
 
     def test_what_redis_says_without_a_disk(self) -> None:
         dump = servers.cache.folder / "dump.rdb"
         dump.mkdir()  # so that Redis can't save a file of this name
-        servers.client.config_set("save", "3600 1")
+        self.addCleanup(dump.rmdir)
+        self.enterContext(servers.changed("CONFIG SET save '3600 1'", "CONFIG SET save ''"))
         servers.client.bgsave()
         eventually(lambda: servers.client.info("persistence")["rdb_last_bgsave_status"] == "err")
-        self.check("o Redis não grava em disco", servers.cache.url)
-        servers.client.config_set("save", "")
-        dump.rmdir()
+        self.check("o Redis não consegue gravar em disco", servers.cache.url)
 
 
 class TestFaults(Case):
     def check_times(self, web: Service) -> None:
         first, *others = [web.get() for _ in range(40)]
-        self.assertEqual(first.text, f"Contador: {LATE}\nPostgres: {LATE}\n")
+        self.assertEqual(first.text, f"Redis: {LATE}\nPostgres: {LATE}\n")
         self.assertEqual((first.status, first.headers["Retry-After"]), (503, "1"))
         self.assertTrue(1.8 < first.seconds < 2.2)
         self.assertLess(max(each.seconds for each in others), 0.25)
@@ -410,7 +469,8 @@ class TestFaults(Case):
             "import server, socket, time\n"
             "resolve = socket.getaddrinfo\n"
             "def slow(host, *rest, **more):\n"
-            "    host == 'localhost' and time.sleep(3)\n"
+            "    if host == 'localhost':\n"
+            "        time.sleep(3)\n"
             "    return resolve(host, *rest, **more)\n"
             "socket.getaddrinfo = slow\n"
             "server.main()",
@@ -439,7 +499,7 @@ class TestFaults(Case):
             server.stop()
             server.start()
         self.assertEqual(web.get().text, f"Contador: 2\n{CONNECTED}")
-        self.assertNotIn("indisponível", "".join(web.lines))
+        self.assertNotIn("indisponível", web.log())
 
     def test_the_first_visit_counts_when_the_servers_came_back_long_ago(self) -> None:
         for server in servers.both:
@@ -455,15 +515,51 @@ class TestFaults(Case):
         web = self.start()
         self.assertEqual(web.get().number, 1)
         before = {each["id"] for each in servers.client.client_list()}
-        servers.client.execute_command("REPLICAOF", "127.0.0.1", "1")
-        self.addCleanup(servers.client.execute_command, "REPLICAOF", "NO", "ONE")
-        text = "Contador: indisponível (este Redis é só de leitura)\n"
-        self.assertEqual(web.get().text, text + CONNECTED)
-        self.assertEqual([web.get(path).status for path in ("/health", "/reset")], [503, 503])
-        after = {each["id"] for each in servers.client.client_list()}
-        self.assertEqual(len(before & after), 1)  # the test's own
-        servers.client.execute_command("REPLICAOF", "NO", "ONE")
+        with servers.changed("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"):
+            text = "Redis: indisponível (este Redis é só de leitura)\n"
+            self.assertEqual(web.get().text, text + CONNECTED)
+            self.assertEqual([web.get(path).status for path in ("/health", "/reset")], [503, 503])
+            after = {each["id"] for each in servers.client.client_list()}
+            self.assertEqual(len(before & after), 1)  # the test's own
         self.assertEqual(web.get().number, 2)
+
+    def test_a_redis_that_refuses_is_told_in_its_own_words_and_keeps_the_count(self) -> None:
+        web = self.start()
+        self.assertEqual(web.get().number, 1)
+        for words, change, undo in (
+            (
+                "NOREPLICAS .*",
+                "CONFIG SET min-replicas-to-write 1",
+                "CONFIG SET min-replicas-to-write 0",
+            ),
+            ("NOPERM .*", "ACL SETUSER default -incrby -set", "ACL SETUSER default +@all"),
+        ):
+            with self.subTest(words), servers.changed(change, undo):
+                for path in ("/", "/health"):
+                    answer = web.get(path)
+                    text = rf"\ARedis: indisponível \({words}\)\n{CONNECTED}\Z"
+                    self.assertRegex(answer.text, text)
+                    self.assertEqual(answer.status, 503)
+                answer, head = web.get("/reset"), web.get("/reset", "HEAD")
+                self.assertRegex(answer.text, rf"\ARedis: {words}\n\Z")
+                self.assertEqual((answer.status, head.status), (500, 500))
+        self.assertEqual(web.get().number, 2)
+
+    def test_a_redis_that_is_back_with_a_bad_value_is_back(self) -> None:
+        web = self.start()
+        servers.cache.kill()
+        web.get()
+        servers.cache.start()
+        servers.client.set(KEY, "abc")
+        eventually(lambda: web.get().status == 500, 1.5)
+        self.assertIn("Redis: conectado de novo\n", web.log())
+
+    def test_a_login_is_not_an_answer(self) -> None:
+        relay = self.enterContext(Relay(servers.db))
+        relay.lost = QUESTION
+        web = self.start(DATABASE_URL=relay.url)
+        for _ in range(3):
+            self.assertEqual(web.get("/health").text, f"Redis: conectado\nPostgres: {LATE}\n")
 
 
 class TestFront(Case):
@@ -472,52 +568,92 @@ class TestFront(Case):
         for path in ("/", "/nada", "/health"):
             web.get(path)
         web.get(method="HEAD")
-        for target in (b'/"\\', b"/\x1b[2J", b"/\r127.0.0.1"):  # the last is malformed: no line
+        malformed = b"/\r127.0.0.1"  # makes no line
+        for target in (b'/"\\', b"/\x1b[2J", malformed, b"/" + b"a" * 9000):
             with web.connect() as client:
                 client.sendall(b"GET " + target + b" HTTP/1.0\r\n\r\n")
                 read_all(client)
-        web.end()
-        line = (
-            r"127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] (.*) \d{1,3}\.\d ms\n"
-        )
+        lines = web.log().splitlines()
+        line = r"127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] (.*) \d{1,3}\.\d ms"
         self.assertEqual(
-            [re.sub(line, r"\1", each) for each in web.lines[1:]],
+            [re.sub(line, r"\1", each) for each in lines[1:]],
             [
                 '"GET / HTTP/1.1" 200 32',
                 '"GET /nada HTTP/1.1" 404 73',
                 '"HEAD / HTTP/1.1" 200 -',
                 r'"GET /\"\\ HTTP/1.0" 404 73',
                 r'"GET /\x1b[2J HTTP/1.0" 404 73',
+                f'"GET /{"a" * 495}" 404 73',
             ],
         )
 
     def test_a_log_that_cannot_be_written_stops_nothing(self) -> None:
-        full = ["/dev/full"] if os.path.exists("/dev/full") else []
-        for output in ["&-", " >(:)", *full]:  # closed; a pipe that nobody reads; a full disk
-            command = ["bash", "-c", f'exec >{output} "$0" server.py', sys.executable]
-            env = settings(PORT=str(port := free_port()))
-            program = subprocess.Popen(command, cwd=HERE, env=env, stderr=subprocess.PIPE)
-            self.addCleanup(program.kill)
-            client = self.enterContext(socket.socket())
-            while client.connect_ex(("127.0.0.1", port)):
-                time.sleep(0.01)
-            client.sendall(VISIT * 2 + b"GET / HTTP/1.0\r\n\r\n")
-            self.assertEqual(len(numbers_in(read_all(client))), 3)
-            program.terminate()
-            _, errors = program.communicate(timeout=SECONDS)
-            self.assertEqual((program.returncode, errors), (0, b""), output)
+        nobody_reads, closed, nobody_is_there = "", ">&-", "> >(:)"
+        full_disk = [">/dev/full"] if os.path.exists("/dev/full") else []
+        for output in [nobody_reads, closed, nobody_is_there, *full_disk]:
+            with self.subTest(output):
+                self.check_answers_and_end(output)
 
-    def test_beside_900_connections_with_half_a_header_visits_are_answered(self) -> None:
+    def check_answers_and_end(self, output: str) -> None:
+        port = free_port()
+        program = subprocess.Popen(
+            ["bash", "-c", f'exec "$0" server.py {output}', sys.executable],
+            cwd=HERE,
+            env=settings(PORT=str(port)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.addCleanup(program.kill)
+        eventually(lambda: listens(port))
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
+            client.sendall(VISIT * 1500 + b"GET / HTTP/1.0\r\n\r\n")
+            self.assertEqual(len(numbers_in(read_all(client))), 1501)
+        program.terminate()
+        self.assertEqual(program.wait(SECONDS), 0)
+        self.assertEqual(program.communicate()[1], b"")
+
+    def test_beside_900_connections_with_half_a_request_visits_are_answered(self) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
         web = self.start()
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(2000, hard), hard))
         clients = [self.enterContext(web.connect()) for _ in range(900)]
-        for client in clients:
+        for client in clients[:450]:
             client.sendall(b"GET / HT")
+        for client in clients[450:]:
+            client.sendall(POST % 16000 + b"a" * 15999)
         self.assertEqual(web.get().number, 1)
+        self.assertLess(psutil.Process(web.process.pid).memory_info().rss, 100e6)
         clients[0].sendall(b"TP/1.1\r\nHost: a\r\n\r\n")
-        self.assertEqual(numbers_in(clients[0].recv(1000)), [2])
+        self.assertEqual(read_answer(clients[0]).decode(), f"200 Contador: 2\n{CONNECTED}")
+
+    def test_where_few_files_may_be_open_others_wait_their_turn(self) -> None:
+        web = self.start(
+            "import resource, server\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+            "server.main()"
+        )
+        idle = [web.connect() for _ in range(300)]
+        late = self.enterContext(web.connect())
+        late.sendall(VISIT)
+        for client in idle:
+            client.close()
+        self.assertEqual(read_answer(late).decode(), f"200 Contador: 1\n{CONNECTED}")
+        self.assertNotIn("Traceback", web.log())
+
+    def test_large_requests_are_refused(self) -> None:
+        web = self.start()
+        chunked = POST.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked")
+        for request, status in (
+            (POST % 10000 + b"a" * 10000, b"405 "),
+            (POST % 2**20, b"413 "),
+            (chunked + b"4000\r\n" + b"a" * 0x4000, b"413 "),
+            (VISIT[:-2] + b"A: " + b"a" * 16384, b"431 "),
+        ):
+            with web.connect() as client:
+                client.sendall(request)
+                self.assertEqual(read_answer(client)[:4], status)
+        self.assertEqual(web.get().number, 1)
 
     def test_what_has_come_in_is_answered_before_the_end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -540,6 +676,22 @@ class TestFront(Case):
         self.assertEqual(numbers_in(*received), list(range(1, 24)))
         self.assertEqual({text.count(b"Connection: close") for text in received}, {1})
         self.assertEqual((web.end(0), read_all(idle)), (0, b""))
+
+    def test_what_comes_while_both_servers_are_silent_is_answered_before_the_end(self) -> None:
+        web = self.start()
+        web.get()
+        clients = [self.enterContext(web.connect()) for _ in range(3)]
+        for server in servers.both:
+            server.signal(signal.SIGSTOP)
+        started = time.monotonic()
+        for client in clients:
+            client.sendall(VISIT)
+            time.sleep(0.3)  # each comes while the first one waits
+        web.process.send_signal(signal.SIGTERM)
+        answers = [read_answer(client) for client in clients]
+        self.assertEqual({answer[:4] for answer in answers}, {b"503 "})
+        self.assertEqual(web.process.wait(SECONDS), 0)
+        self.assertLess(time.monotonic() - started, 3.3)
 
     def test_under_load_it_ends_within_two_seconds_and_all_that_counted_is_answered(self) -> None:
         web = self.start()

@@ -15,58 +15,80 @@ TIMEOUT = 1.0  # segundos: o limite de cada espera
 RETRY_TIMEOUT = 0.1  # segundos de espera por um servidor que já estava fora do ar
 RETRY_PAUSE = 0.5  # segundos entre uma tentativa que falhou e a próxima
 
-# A chave é o código que o servidor deu ao erro (no Postgres, o SQLSTATE: apêndice A do manual), a
-# mensagem, ou a classe da exceção ou de uma das que a causaram.
-REASONS = {
-    "gaierror": "host não encontrado",
-    "ConnectionRefusedError": "conexão recusada",
-    "ConnectionResetError": "conexão interrompida",
-    "Connection closed by server.": "conexão interrompida",  # redis-py
-    "network error": "conexão interrompida",  # pg8000
-    "TimeoutError": "tempo esgotado",
-    "AuthenticationError": "senha recusada",
+# O código que o servidor dá ao erro (no Postgres, o SQLSTATE: apêndice A do manual). Com um destes,
+# ele não pode atender ninguém agora.
+REASONS_BY_CODE = {
     "28P01": "senha recusada",
     "3D000": "banco inexistente",
     "57P03": "o Postgres ainda não está pronto",
+    "NOAUTH": "senha recusada",
+    "WRONGPASS": "senha recusada",
     "LOADING": "o Redis ainda está carregando os dados",
-    "MISCONF": "o Redis não grava em disco",
+    "MISCONF": "o Redis não consegue gravar em disco",
     "READONLY": "este Redis é só de leitura",
     "OOM": "memória do Redis esgotada",
+}
+# A classe da exceção que deu origem às outras: quase sempre, uma do sistema.
+REASONS_BY_CLASS = {
+    "gaierror": "host não encontrado",
+    "ConnectionRefusedError": "conexão recusada",
+    "ConnectionResetError": "conexão interrompida",
+    "TimeoutError": "tempo esgotado",
+}
+# A mensagem da biblioteca, quando a conexão é fechada no meio de uma resposta.
+REASONS_BY_MESSAGE = {
+    "Connection closed by server.": "conexão interrompida",  # redis-py
+    "network error": "conexão interrompida",  # pg8000
 }
 
 
 class BackendError(Exception):
-    """O servidor de nome ``server`` não fez o que foi pedido; ``reason`` diz por quê."""
+    """Por que não deu: o texto é o que a pessoa lê, e ``status``, o código HTTP da resposta."""
 
-    def __init__(self, server: str, reason: str) -> None:
-        super().__init__(f"{server}: {reason}")
-        self.server, self.reason = server, reason
+    status = 500
 
 
 class Unavailable(BackendError):
-    """O servidor não respondeu, ou não pode atender ninguém agora."""
+    """O servidor não respondeu, ou não pode atender ninguém agora; ``reason`` diz por quê."""
+
+    status = 503
+
+    def __init__(self, server: str, reason: str) -> None:
+        super().__init__(f"{server}: indisponível ({reason})")
+        self.reason = reason
 
 
 class Rejected(BackendError):
-    """O servidor está bem, mas recusou este comando."""
+    """O servidor está bem, mas recusou este comando; ``message`` é o que ele disse."""
+
+    def __init__(self, server: str, message: str) -> None:
+        super().__init__(f"{server}: {message}")
+        self.message = message
 
 
 def code_and_message(error: BaseException) -> tuple[str, str]:
+    """Devolve o código que o servidor deu ao erro e a primeira linha da mensagem."""
+    message = str(error)
+    code = message.partition(" ")[0]
     if isinstance(error, pg8000.native.DatabaseError):
-        return error.args[0]["C"], error.args[0]["M"]  # manual do PostgreSQL, 54.8
-    code = error.status_code if isinstance(error, redis.RedisError) else None
-    return code or str(error).partition(" ")[0], str(error)
+        code, message = error.args[0]["C"], error.args[0]["M"]  # manual do PostgreSQL, 54.8
+    elif isinstance(error, redis.RedisError) and error.status_code not in (None, "ERR"):
+        code = error.status_code
+        message = f"{code} {message}"  # o redis-py tira o código da mensagem
+    return code, message.partition("\n")[0]
 
 
 def reason_for(error: BaseException) -> str:
-    """Devolve o motivo de um erro: um de REASONS, ou a primeira linha da mensagem da causa."""
-    causes = [error]
-    while cause := causes[-1].__context__:
-        causes.append(cause)
-    for sign in [*code_and_message(error), *(type(each).__name__ for each in causes)]:
-        if sign in REASONS:
-            return REASONS[sign]
-    return code_and_message(causes[-1])[1].partition("\n")[0] or type(error).__name__
+    """Devolve o motivo de um erro: um dos nossos ou, se não há, o que o erro diz."""
+    code, _ = code_and_message(error)
+    if code in REASONS_BY_CODE:
+        return REASONS_BY_CODE[code]
+    while error.__context__:
+        error = error.__context__
+    class_name = type(error).__name__
+    _, message = code_and_message(error)
+    reason = REASONS_BY_CLASS.get(class_name) or REASONS_BY_MESSAGE.get(message)
+    return reason or message or class_name
 
 
 class Backend:
@@ -77,7 +99,7 @@ class Backend:
         self.lock = threading.Lock()
         self.connection: Any = None  # preenchida pela thread que conecta, a qualquer momento
         self.reason = ""  # por que está fora do ar; vazio enquanto responde
-        self.attempt = threading.Thread()  # a última tentativa de conectar
+        self.attempt: threading.Thread | None = None  # a última tentativa de conectar
         self.failure: Exception = TimeoutError()  # por que ela não deu certo
         self.next_attempt = 0.0  # não antes deste time.monotonic()
 
@@ -85,18 +107,25 @@ class Backend:
         """Devolve uma conexão nova, em que o servidor já respondeu; lança qualquer exceção."""
         raise NotImplementedError
 
-    def is_stale(self) -> bool:
-        """Diz se o servidor fechou a conexão enquanto ninguém perguntava."""
+    def check(self, connection: Any) -> None:
+        """Lança TimeoutError se o servidor travou; outra exceção se a conexão não serve mais."""
         raise NotImplementedError
 
     def connected(self) -> Any:
         """Devolve a conexão, outra se preciso; lança Unavailable se nenhuma abre a tempo."""
-        if self.connection and self.is_stale():
-            self.close()
-        if not (self.connection or self.attempt.is_alive() or time.monotonic() < self.next_attempt):
+        if self.connection:
+            try:
+                self.check(self.connection)
+            except TimeoutError as error:  # outra conexão só esperaria de novo
+                raise self.mark_down(error) from error
+            except Exception:  # fechada enquanto ninguém perguntava: a próxima pode servir
+                self.close()
+        is_trying = self.attempt is not None and self.attempt.is_alive()
+        may_try = not is_trying and time.monotonic() >= self.next_attempt
+        if not self.connection and may_try:
+            self.failure = TimeoutError()
             # Em outra thread: procurar o nome de um contêiner parado pode demorar muito. A conexão
             # que chega depois do limite fica para a próxima pergunta.
-            self.failure = TimeoutError()
             self.attempt = threading.Thread(target=self.try_to_connect, daemon=True)
             self.attempt.start()
             self.attempt.join(RETRY_TIMEOUT if self.reason else TIMEOUT)
@@ -112,7 +141,7 @@ class Backend:
             self.next_attempt = time.monotonic() + RETRY_PAUSE
 
     def close(self) -> None:
-        """Fecha a conexão; a próxima pergunta abre outra."""
+        """Fecha a conexão, se há uma; a próxima pergunta abre outra."""
         with suppress(Exception):  # fechar uma conexão quebrada também falha
             self.connection.close()
         self.connection = None
@@ -125,11 +154,11 @@ class Backend:
     def mark_down(self, error: Exception) -> Unavailable:
         """Fecha a conexão, avisa no log e devolve a exceção para quem perguntou."""
         self.close()
-        reason = reason_for(error)
+        unavailable = Unavailable(self.name, reason_for(error))
         if not self.reason:
-            logging.info("%s: indisponível (%s)", self.name, reason)
-        self.reason = reason
-        return Unavailable(self.name, reason)
+            logging.info("%s", unavailable)
+        self.reason = unavailable.reason
+        return unavailable
 
 
 class Redis(Backend):
@@ -150,13 +179,17 @@ class Redis(Backend):
             client = self.connected()
             try:
                 answer = client.execute_command(*command)
-            except redis.DataError:  # o que não dá para enviar, como None, é erro de quem chamou
-                raise
-            except redis.RedisError as error:
-                is_answer = isinstance(error, redis.ResponseError)
-                if is_answer and code_and_message(error)[0] not in REASONS:
-                    raise Rejected(self.name, reason_for(error)) from error
+            except redis.ResponseError as error:
+                code, message = code_and_message(error)
+                if code in REASONS_BY_CODE:
+                    raise self.mark_down(error) from error
+                self.mark_up()
+                raise Rejected(self.name, message) from error
+            except (redis.ConnectionError, redis.TimeoutError) as error:
                 raise self.mark_down(error) from error
+            except Exception:  # um erro de quem chamou, ou uma resposta que não se entende
+                self.close()
+                raise
             self.mark_up()
             return answer
 
@@ -167,11 +200,10 @@ class Redis(Backend):
         client.auto_close_connection_pool = True  # close() fecha também a conexão
         return client
 
-    def is_stale(self) -> bool:
-        try:
-            return bool(self.connection.connection.can_read())
-        except redis.ConnectionError:
-            return True
+    def check(self, connection: redis.Redis) -> None:
+        # Sem pergunta pendente, só o fim da conexão ou algo fora de hora pode estar para ser lido.
+        if connection.connection and connection.connection.can_read():
+            raise ConnectionError
 
 
 class Postgres(Backend):
@@ -179,45 +211,45 @@ class Postgres(Backend):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__("Postgres", options["host"])
-        self.answer_for_all: str | None = None  # a de problem(), durante Visits.together()
         self.options = options | {"timeout": TIMEOUT}
 
     def run(self, sql: str, **values: Any) -> Any:
-        """Executa SQL, com ``n`` em ``:n``, e devolve as linhas; lança Unavailable ou Rejected."""
+        """Roda um comando SQL; devolve as linhas, ou None se ele não devolve linhas.
+
+        ``:nome`` no SQL é o valor de ``nome`` (manual do pg8000). Lança Unavailable ou Rejected.
+        """
         with self.lock:
             connection = self.connected()
-            try:
-                rows = connection.run(sql, **values)
-            except Exception as error:
-                self.close()  # senão, depois de um BEGIN, recusaria também os comandos dos outros
-                if isinstance(error, pg8000.native.DatabaseError):
-                    raise Rejected(self.name, reason_for(error)) from error
-                if isinstance(error, OSError) or str(error) == "network error":
-                    raise self.mark_down(error) from error
-                raise
             self.mark_up()
-            return rows
+            try:
+                return connection.run(sql, **values)
+            except pg8000.native.DatabaseError as error:
+                self.close()  # senão, depois de um BEGIN, recusaria também os comandos dos outros
+                raise Rejected(self.name, code_and_message(error)[1]) from error
+            except Exception as error:
+                if isinstance(error, OSError) or str(error) in REASONS_BY_MESSAGE:
+                    raise self.mark_down(error) from error
+                self.close()
+                raise
 
-    def problem(self) -> str:
-        """Devolve por que o Postgres não responde, ou um texto vazio."""
-        if self.answer_for_all is not None:
-            return self.answer_for_all
+    def problem(self) -> Unavailable | None:
+        """Pergunta ao Postgres se ele responde; devolve o erro, se houver."""
         with self.lock:
             try:
                 self.connected()
             except Unavailable as error:
-                return error.reason
+                return error
             self.mark_up()
-            return ""
+            return None
 
     def connect(self) -> pg8000.native.Connection:
-        return pg8000.native.Connection(**self.options)
-
-    def is_stale(self) -> bool:
+        connection = pg8000.native.Connection(**self.options)
         try:
-            self.connection.run("")  # a pergunta mais barata (manual do PostgreSQL, 54.2.2)
-        except TimeoutError as error:
-            raise self.mark_down(error) from error
-        except (OSError, pg8000.native.Error):
-            return True
-        return False
+            self.check(connection)  # um intermediário, como o PgBouncer, aceita o login sozinho
+        except Exception:
+            connection.close()
+            raise
+        return connection
+
+    def check(self, connection: pg8000.native.Connection) -> None:
+        connection.run("")  # a pergunta mais barata (manual do PostgreSQL, 54.2.2)

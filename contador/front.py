@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -18,6 +19,9 @@ from contador.settings import exit_on_bad_setting
 from contador.visits import Visits
 
 CONNECTIONS = 1000  # abertas ao mesmo tempo
+OTHER_FILES = 30  # os que o programa abre além das conexões
+REQUEST_BYTES = 16384  # do cabeçalho e, também, do corpo: de mil conexões, 32 MB
+LOGGED_CHARACTERS = 500  # da primeira linha de uma requisição
 
 
 class Front:
@@ -29,7 +33,7 @@ class Front:
         self.ready: list[Any] = []  # conexões com uma requisição completa
         self.started = 0.0  # o time.monotonic() do começo da rodada
         self.lines: list[str] = []  # da rodada, para o log
-        self.deadline: float | None = None  # o time.monotonic() do fim de tudo
+        self.must_stop = False
         self.map: dict[int, Any] = {}
         try:
             create_server(
@@ -38,20 +42,18 @@ class Front:
                 host=host,
                 port=port,
                 threads=0,
-                connection_limit=CONNECTIONS,
-                send_bytes=65536,
+                connection_limit=limit_open_files() - OTHER_FILES,
+                max_request_header_size=REQUEST_BYTES,
+                max_request_body_size=REQUEST_BYTES,
             )
-        except (OSError, OverflowError, ValueError) as error:
+        except (OSError, ValueError) as error:
             problem = f"não dá para escutar em {host}, porta {port} ({error})"
-            exit_on_bad_setting("HOST, PORT", problem, "um endereço daqui e uma porta livre")
+            expected = "um endereço deste computador e uma porta livre"
+            exit_on_bad_setting("HOST, PORT", problem, expected)
+        # Um nome, como localhost, pode ter dois endereços. Cada um é um servidor, que está no map.
         self.servers = [each for each in self.map.values() if isinstance(each, BaseWSGIServer)]
-        for server in self.servers:  # um nome, como localhost, pode ter dois endereços
+        for server in self.servers:
             server.task_dispatcher = self
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        files = CONNECTIONS + 50  # o programa abre alguns além das conexões
-        files = files if hard == resource.RLIM_INFINITY else min(files, hard)
-        if 0 <= soft < files:  # no macOS, soft é 256; negativo é sem limite
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
     def url(self) -> str:
         """Devolve o primeiro endereço em que atende."""
@@ -66,42 +68,41 @@ class Front:
         """Atende até SIGTERM (docker stop) ou SIGINT (Ctrl+C), e responde ao que já chegou."""
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
-        while self.deadline is None:
+        while not self.must_stop:
             self.turn(seconds=1)
-        while self.is_busy() and time.monotonic() < self.deadline:
+        deadline = time.monotonic() + 1
+        while self.is_busy() and time.monotonic() < deadline:
             self.turn(seconds=0.05)
 
     def stop(self, *_: object) -> None:
-        self.deadline = self.deadline or time.monotonic() + 1  # segundo, para o que já chegou
+        self.must_stop = True
         self.servers[0].pull_trigger()  # acorda o laço
 
     def is_busy(self) -> bool:
         """Diz se há uma conexão aberta, ou uma que espera para ser aceita."""
+        if any(server.active_channels for server in self.servers):
+            return True
         listeners = [server.socket for server in self.servers]
-        waiting, _, _ = select.select(listeners, [], [], 0)
-        return bool(waiting) or any(server.active_channels for server in self.servers)
+        readable, _, _ = select.select(listeners, [], [], 0)
+        return bool(readable)
 
     def turn(self, seconds: float) -> None:
         """Lê o que chega em até ``seconds``; responde a uma requisição de cada conexão."""
-        wasyncore.loop(0 if self.ready else seconds, use_poll=True, map=self.map, count=1)
+        wasyncore.loop(seconds, use_poll=True, map=self.map, count=1)
         channels = [channel for channel in self.ready if channel.connected]
         self.ready = []
         self.started = time.monotonic()
-        with self.visits.together(sum(is_visit(channel.requests[0]) for channel in channels)):
-            for channel in channels:
-                if self.deadline and len(channel.requests) == 1:
-                    channel.requests[0].headers["CONNECTION"] = "close"  # o waitress obedece
-                channel.service()
-                channel.handle_write()  # já, e em um pacote só: send_bytes é maior que a resposta
+        self.visits.expect(sum(is_visit(channel.requests[0]) for channel in channels))
+        for channel in channels:
+            if self.must_stop and len(channel.requests) == 1:
+                channel.requests[0].headers["CONNECTION"] = "close"  # o waitress obedece
+            channel.service()  # se há outra requisição na conexão, o waitress chama add_task
         if self.lines:
             logging.info("\n".join(self.lines))
             self.lines.clear()
 
     def answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        """Chama ``app`` e põe uma linha no log, menos para um /health que deu certo.
-
-        Common Log Format (manual do Apache, mod_log_config) e os ms desde o começo da rodada.
-        """
+        """Chama ``app`` e põe uma linha no log, menos para um /health que deu certo."""
         status, body = "500", [b""]
 
         def start(line: str, *rest: Any) -> Any:
@@ -113,13 +114,19 @@ class Front:
             body = list(self.app(environ, start))
             return body
         finally:
-            if status != "200" or environ["PATH_INFO"] != "/health":
+            is_healthy = environ["PATH_INFO"] == "/health" and status == "200"
+            if not is_healthy:
                 self.lines.append(self.line(environ, status, sum(map(len, body))))
 
     def line(self, environ: WSGIEnvironment, status: str, size: int) -> str:
+        """Devolve uma linha do Common Log Format (manual do Apache, mod_log_config).
+
+        No fim, os ms desde o começo da rodada. Nada na requisição pode criar outra linha.
+        """
         host, now = environ["REMOTE_ADDR"], time.strftime("%d/%b/%Y:%H:%M:%S %z")
         request = "{REQUEST_METHOD} {REQUEST_URI} {SERVER_PROTOCOL}".format_map(environ)
-        request = request.encode("unicode_escape").decode().replace('"', '\\"')  # uma linha só
+        request = request[:LOGGED_CHARACTERS].encode("unicode_escape").decode()
+        request = request.replace('"', '\\"')
         ms = (time.monotonic() - self.started) * 1000
         return f'{host} - - [{now}] "{request}" {status} {size or "-"} {ms:.1f} ms'
 
@@ -129,9 +136,32 @@ def is_visit(request: Any) -> bool:
     return not request.error and request.command == "GET" and not request.path.strip("/")
 
 
+def limit_open_files() -> int:
+    """Pede ao sistema quantos arquivos abertos o programa quer e devolve quantos ele dá."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = CONNECTIONS + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))  # sem isso, no macOS seriam 256
+    return files
+
+
+def log_to_stdout() -> None:
+    """Põe o log na saída padrão, onde o ``print`` de uma rota também aparece na hora."""
+    if isinstance(sys.stdout, TextIOWrapper):  # é None se já começou fechada
+        sys.stdout.reconfigure(line_buffering=True)
+    logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
+
+
 class Output:
-    """A saída padrão, sem buffer; se ela foi fechada ou o disco encheu, o texto se perde."""
+    """A saída padrão, para o log: o que não dá para escrever agora se perde, e ninguém espera."""
 
     def write(self, text: str) -> None:
         with suppress(OSError, AttributeError):  # sys.stdout é None se já começou fechada
-            os.write(sys.stdout.fileno(), text.encode(errors="backslashreplace"))
+            output = sys.stdout.fileno()
+            for line in text.encode(errors="backslashreplace").splitlines(keepends=True):
+                for start in range(0, len(line), select.PIPE_BUF):  # mais que isso esperaria
+                    _, writable, _ = select.select([], [output], [], 0)
+                    if not writable:
+                        return
+                    os.write(output, line[start : start + select.PIPE_BUF])

@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import redis
 from redis.connection import parse_url
 
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-full")
+
 
 def exit_on_bad_setting(name: str, problem: str, expected: str) -> NoReturn:
     """Encerra o programa com status 2 e uma linha, sem o valor, que pode ser uma senha."""
@@ -31,7 +33,7 @@ def redis_options() -> dict[str, Any]:
     try:
         options: dict[str, Any] = parse_url(url)
         redis.ConnectionPool(**options).make_connection()  # não conecta; recusa opção desconhecida
-    except (TypeError, ValueError):
+    except Exception:  # cada opção lança a sua
         exit_on_bad_setting("REDIS_URL", "valor inválido", "redis://:SENHA@HOST:PORTA/0")
     return options
 
@@ -41,8 +43,8 @@ def postgres_options() -> dict[str, Any]:
     url = os.environ.get("DATABASE_URL") or "postgresql://postgres@db"
     try:
         return parse_postgres_url(url)
-    except (KeyError, ValueError):
-        expected = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO?sslmode=require (ou verify-full)"
+    except ValueError:
+        expected = "postgresql://USUÁRIO:SENHA@HOST:PORTA/BANCO?sslmode=require"
         exit_on_bad_setting("DATABASE_URL", "valor inválido", expected)
 
 
@@ -56,14 +58,12 @@ def parse_postgres_url(url: str) -> dict[str, Any]:
         query.pop(ignored, None)
     host = query.pop("host", "") or unquote(parts.hostname or "localhost")
     port = int(query.pop("port", 0) or parts.port or 5432)
-    ssl_mode = query.pop("sslmode", "disable")
+    ssl_mode = query.pop("sslmode", "prefer")
+    if ssl_mode not in SSL_MODES:
+        exit_on_bad_setting("DATABASE_URL", "sslmode desconhecido", ", ".join(SSL_MODES))
     if query:
         problem = f"opção desconhecida: {', '.join(query)}"
         exit_on_bad_setting("DATABASE_URL", problem, "host, port ou sslmode")
-    if ssl_mode == "verify-full":
-        ssl_context: object = ssl.create_default_context()  # com os certificados do sistema
-    else:
-        ssl_context = {"disable": False, "require": True}[ssl_mode]
     return {
         "user": unquote(parts.username or "postgres"),
         "password": unquote(parts.password or "") or postgres_password(),
@@ -71,8 +71,17 @@ def parse_postgres_url(url: str) -> dict[str, Any]:
         "port": port,
         "unix_sock": f"{host}/.s.PGSQL.{port}" if host.startswith("/") else None,
         "database": unquote(parts.path[1:] or parts.username or "postgres"),
-        "ssl_context": ssl_context,
+        "ssl_context": ssl_context(ssl_mode),
     }
+
+
+def ssl_context(mode: str) -> object:
+    """Devolve o que o pg8000 chama de ssl_context para um sslmode da libpq (manual, 32.19)."""
+    if mode == "verify-full":
+        return ssl.create_default_context()  # com os certificados do sistema, ou SSL_CERT_FILE
+    if mode == "require":
+        return True
+    return False if mode == "disable" else None  # None: com TLS, se o servidor tiver
 
 
 def postgres_password() -> str:
@@ -90,6 +99,8 @@ def postgres_password() -> str:
         problem = "sem permissão para ler o arquivo"
     except OSError:
         problem = "não dá para ler o arquivo"
+    except UnicodeDecodeError:
+        problem = "o arquivo não está em UTF-8"
     if not password:
         exit_on_bad_setting("POSTGRES_PASSWORD_FILE", problem, "um arquivo com a senha")
     return password

@@ -1,58 +1,78 @@
 """Visitas que chegaram juntas são contadas juntas: um INCRBY e uma pergunta ao Postgres."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import NamedTuple
 
-from contador.backends import BackendError, Postgres, Redis, Rejected
+from contador.backends import BackendError, Postgres, Redis, Rejected, Unavailable
+
+MAXIMUM = 2**63 - 1  # o Redis conta com 64 bits, um deles para o sinal (manual, INCR)
+# Como começa o que o Redis diz quando a culpa é do valor guardado.
+VALUE_FAULTS = ("WRONGTYPE", "value is not an integer", "increment or decrement would overflow")
+
+
+class BadValue(BackendError):
+    """O Redis está bem, mas não dá para somar ao valor que ele guarda."""
+
+    def __init__(self) -> None:
+        reason = "o valor guardado não é um número ou chegou ao limite"
+        super().__init__(f"Contador: {reason}; use /reset, que o apaga e volta a 0")
+
+
+class Visit(NamedTuple):
+    """Uma visita: o número dela, ou por que não tem um; e o erro do Postgres, se houver."""
+
+    number: int | BackendError
+    postgres: Unavailable | None
 
 
 class Visits:
-    """Os números das visitas, contadas na chave ``key`` do Redis."""
+    """As visitas, contadas na chave ``key`` do Redis."""
 
     def __init__(self, cache: Redis, database: Postgres, key: str) -> None:
         self.cache, self.database, self.key = cache, database, key
-        self.lock = threading.Lock()
-        self.expected = 0  # visitas desta rodada que ainda não têm número
-        self.outcome: int | BackendError | None = None  # o último número delas, ou o erro de todas
+        self.expected = 0  # anunciadas e ainda não contadas
+        self.others: list[Visit] = []  # contadas junto com outra, e que ninguém pediu ainda
 
-    @contextmanager
-    def together(self, count: int) -> Iterator[None]:
-        """Dentro do bloco, ``count`` visitas chamam ``take()``; a que não chama perde o número."""
-        self.expected, self.outcome = count, None
-        self.database.answer_for_all = self.database.problem() if count else None
-        yield
-        self.expected, self.database.answer_for_all = 0, None
+    def expect(self, count: int) -> None:
+        """Anuncia que chegaram ``count`` visitas juntas; esquece as que ninguém pediu."""
+        self.expected, self.others = count, []
 
-    def take(self) -> int:
-        """Conta uma visita e devolve o número dela; lança Unavailable ou Rejected."""
-        with self.lock:
-            if self.expected == 0:  # o servidor não avisou, ou veio uma a mais
-                return self.add(1)
-            if self.outcome is None:
-                try:
-                    self.outcome = self.add(self.expected)
-                except BackendError as error:
-                    self.outcome = error
-            self.expected -= 1
-            if isinstance(self.outcome, BackendError):
-                raise self.outcome
-            return self.outcome - self.expected  # 3 visitas, a última é a 12: 10, 11 e 12
+    def take(self) -> Visit:
+        """Conta uma visita; se ela é a primeira das anunciadas, conta todas."""
+        if self.others:
+            return self.others.pop(0)
+        count = max(self.expected, 1)  # não foi anunciada: outro servidor WSGI, ou uma a mais
+        self.expected = 0
+        last, postgres = self.ask(count)
+        if isinstance(last, BackendError):
+            counted = [Visit(last, postgres)] * count
+        else:
+            counted = [Visit(number, postgres) for number in range(last - count + 1, last + 1)]
+        self.others = counted[1:]
+        return counted[0]
 
-    def peek(self) -> int:
-        """Devolve o número que a próxima visita teria; lança Unavailable ou Rejected."""
-        last = self.add(0)
-        if last == 2**63 - 1:  # o Redis conta com 64 bits, um deles para o sinal (manual, INCR)
-            raise Rejected(self.cache.name, "o contador chegou ao limite")
-        return last + 1
+    def peek(self) -> Visit:
+        """Devolve a próxima visita, sem a contar."""
+        # Somar 0 não muda nada, e falha quando uma visita falharia; ler a chave, nem sempre.
+        last, postgres = self.ask(0)
+        if isinstance(last, BackendError):
+            return Visit(last, postgres)
+        return Visit(BadValue() if last == MAXIMUM else last + 1, postgres)
 
-    def problem(self) -> str:
-        """Devolve por que uma visita não seria contada agora, ou um texto vazio."""
+    def ask(self, count: int) -> Visit:
+        """Pergunta ao Postgres se ele responde e soma ``count``; devolve a última visita."""
+        postgres = self.database.problem()
         try:
-            self.peek()
+            return Visit(self.add(count), postgres)
+        except Rejected as error:  # o comando está certo: se a culpa não é do valor, é do Redis
+            return Visit(Unavailable(self.cache.name, error.message), postgres)
         except BackendError as error:
-            return error.reason
-        return ""
+            return Visit(error, postgres)
 
     def add(self, count: int) -> int:
-        return int(self.cache.run("INCRBY", self.key, count))
+        """Soma ``count`` e devolve a soma; lança BadValue, Rejected ou Unavailable."""
+        try:
+            return int(self.cache.run("INCRBY", self.key, count))
+        except Rejected as error:
+            if error.message.startswith(VALUE_FAULTS):
+                raise BadValue from error
+            raise

@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import shlex
 import signal
 import socket
 import socketserver
@@ -12,8 +13,8 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,10 @@ class Servers:
         folder = tempfile.TemporaryDirectory(prefix="contador-")
         unittest.addModuleCleanup(folder.cleanup)
         os.chmod(folder.name, 0o711)  # where root runs the tests, Postgres is another user
-        self.sockets = Path(folder.name, "s")  # a short name: a socket's path has a limit
-        self.sockets.mkdir()
+        # Not in that folder, which may be a deep one: the path of a socket has a limit.
+        sockets = tempfile.TemporaryDirectory(prefix="contador-", dir="/tmp")
+        unittest.addModuleCleanup(sockets.cleanup)
+        self.sockets = Path(sockets.name)
         self.cache = Redis(Path(folder.name, "redis"))
         self.db = Postgres(Path(folder.name, "postgres"), PASSWORD, socket_folder=self.sockets)
         self.both = (self.cache, self.db)
@@ -44,14 +47,25 @@ class Servers:
         self.client = redis.Redis(port=self.cache.port, socket_timeout=SECONDS)
         unittest.addModuleCleanup(self.client.close)
 
+    @contextmanager
+    def changed(self, change: str, undo: str) -> Iterator[None]:
+        """Send a command to Redis, and at the end of the block the one that takes it back."""
+        self.client.execute_command(*shlex.split(change))
+        try:
+            yield
+        finally:
+            self.client.execute_command(*shlex.split(undo))
+
 
 servers = Servers()
 
 
 def settings(**changes: str) -> dict[str, str]:
-    """Return the environment in which the program finds both servers."""
+    """Return the environment in which the program finds both servers; any warning ends it."""
     urls = {"REDIS_URL": servers.cache.url, "DATABASE_URL": servers.db.url}
-    return os.environ | urls | {"HOST": "127.0.0.1", "PORT": "0", "PYTHONPATH": str(HERE)} | changes
+    place = {"HOST": "127.0.0.1", "PORT": "0"}
+    python = {"PYTHONPATH": str(HERE), "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
+    return os.environ | urls | place | python | changes
 
 
 class Answer(NamedTuple):
@@ -66,7 +80,7 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """The program, or ``code`` that can import it; ``lines`` is what it has printed."""
+    """The program, or ``code`` that can import it; ``lines`` is what it has printed so far."""
 
     def __init__(self, code: str = "", **environment: str) -> None:
         program = ["-c", code] if code else [str(HERE / "server.py")]
@@ -105,6 +119,11 @@ class Service:
             self.process.kill()
             self.reader.join(SECONDS)
 
+    def log(self) -> str:
+        """Stop the program and return all that it has printed."""
+        self.end()
+        return "".join(self.lines)
+
 
 def eventually(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
     """Wait until a condition holds; fail after so many seconds."""
@@ -116,10 +135,11 @@ def eventually(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """Stands before a server; notes what it is ``asked``, drops the answers while it ``loses``."""
+    """Stands before a server; notes what it is ``asked``, drops the answers to what is ``lost``."""
 
     daemon_threads = True
-    asked, loses = b"", False
+    asked = b""
+    lost = b"asked by nobody"
 
     def __init__(self, server: Redis | Postgres) -> None:
         super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
@@ -137,4 +157,4 @@ class Relay(socketserver.ThreadingTCPServer):
                 self.asked += data
                 server.sendall(data)
                 answer = server.recv(65536)
-                request.sendall(b"" if self.loses else answer)
+                request.sendall(b"" if self.lost in data else answer)
