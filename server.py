@@ -11,7 +11,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from contador import settings
 from contador.backends import BackendError, Postgres, Redis
-from contador.front import Front, log_to_stdout
+from contador.front import Front, Output
 from contador.visits import BadValue, Visit, Visits
 
 KEY = "contador_visitas"
@@ -108,7 +108,7 @@ def answer(method: str, path: str, allowed: list[str]) -> tuple[int, str]:
 
 def main() -> None:
     """Atende até SIGTERM ou SIGINT; o status é 0, ou 2 se a configuração é inválida."""
-    log_to_stdout()
+    logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
     front = Front(app, visits, *settings.address())
     logging.info(
         "Escutando em %s (Redis: %s, Postgres: %s)", front.url(), cache.host, database.host

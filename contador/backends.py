@@ -12,7 +12,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 TIMEOUT = 1.0  # segundos: o limite de cada espera
-RETRY_TIMEOUT = 0.1  # segundos de espera por um servidor que já estava fora do ar
 RETRY_PAUSE = 0.5  # segundos entre uma tentativa que falhou e a próxima
 
 # O código que o servidor dá ao erro (no Postgres, o SQLSTATE: apêndice A do manual). Com um destes,
@@ -46,24 +45,22 @@ class BackendError(Exception):
     """Por que não deu: o texto é o que a pessoa lê, e ``status``, o código HTTP da resposta."""
 
     status = 500
+    text = "{who}: {reason}"
 
-
-class Unavailable(BackendError):
-    """O servidor não respondeu, ou não pode atender ninguém agora; ``reason`` diz por quê."""
-
-    status = 503
-
-    def __init__(self, server: str, reason: str) -> None:
-        super().__init__(f"{server}: indisponível ({reason})")
+    def __init__(self, who: str, reason: str) -> None:
+        super().__init__(self.text.format(who=who, reason=reason))
         self.reason = reason
 
 
-class Rejected(BackendError):
-    """O servidor está bem, mas recusou este comando; ``message`` é o que ele disse."""
+class Unavailable(BackendError):
+    """O servidor não respondeu, ou não pode atender ninguém agora."""
 
-    def __init__(self, server: str, message: str) -> None:
-        super().__init__(f"{server}: {message}")
-        self.message = message
+    status = 503
+    text = "{who}: indisponível ({reason})"
+
+
+class Rejected(BackendError):
+    """O servidor está bem, mas recusou este comando; ``reason`` é o que ele disse."""
 
 
 def code_and_message(error: BaseException) -> tuple[str, str]:
@@ -94,8 +91,9 @@ def reason_for(error: BaseException) -> str:
 class Backend:
     """Um servidor e a conexão com ele, usada por uma thread de cada vez."""
 
-    def __init__(self, name: str, host: str) -> None:
+    def __init__(self, name: str, host: str, retry_timeout: float) -> None:
         self.name, self.host = name, host
+        self.retry_timeout = retry_timeout  # segundos de espera, se já estava fora do ar
         self.lock = threading.Lock()
         self.connection: Any = None  # preenchida pela thread que conecta, a qualquer momento
         self.reason = ""  # por que está fora do ar; vazio enquanto responde
@@ -128,7 +126,7 @@ class Backend:
             # que chega depois do limite fica para a próxima pergunta.
             self.attempt = threading.Thread(target=self.try_to_connect, daemon=True)
             self.attempt.start()
-            self.attempt.join(RETRY_TIMEOUT if self.reason else TIMEOUT)
+            self.attempt.join(self.retry_timeout if self.reason else TIMEOUT)
         if not self.connection:
             raise self.mark_down(self.failure)
         return self.connection
@@ -165,7 +163,8 @@ class Redis(Backend):
     """O Redis; ``options`` são de ``settings.redis_options()``."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__("Redis", options.get("path") or options.get("host") or "localhost")
+        host = options.get("path") or options.get("host") or "localhost"
+        super().__init__("Redis", host, retry_timeout=0.05)
         self.options = options | {
             "socket_timeout": TIMEOUT,
             "socket_connect_timeout": TIMEOUT,
@@ -210,26 +209,22 @@ class Postgres(Backend):
     """O Postgres; ``options`` são de ``settings.postgres_options()``."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__("Postgres", options["host"])
+        super().__init__("Postgres", options["host"], retry_timeout=0.15)  # com senha e TLS
         self.options = options | {"timeout": TIMEOUT}
 
     def run(self, sql: str, **values: Any) -> Any:
-        """Roda um comando SQL; devolve as linhas, ou None se ele não devolve linhas.
-
-        ``:nome`` no SQL é o valor de ``nome`` (manual do pg8000). Lança Unavailable ou Rejected.
-        """
+        """Roda SQL, com ``n`` em ``:n``, e devolve as linhas; lança Unavailable ou Rejected."""
         with self.lock:
             connection = self.connected()
             self.mark_up()
             try:
                 return connection.run(sql, **values)
-            except pg8000.native.DatabaseError as error:
-                self.close()  # senão, depois de um BEGIN, recusaria também os comandos dos outros
-                raise Rejected(self.name, code_and_message(error)[1]) from error
             except Exception as error:
+                self.close()  # senão, depois de um BEGIN, recusaria também os comandos dos outros
+                if isinstance(error, pg8000.native.DatabaseError):
+                    raise Rejected(self.name, code_and_message(error)[1]) from error
                 if isinstance(error, OSError) or str(error) in REASONS_BY_MESSAGE:
                     raise self.mark_down(error) from error
-                self.close()
                 raise
 
     def problem(self) -> Unavailable | None:

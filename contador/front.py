@@ -35,6 +35,9 @@ class Front:
         self.lines: list[str] = []  # da rodada, para o log
         self.must_stop = False
         self.map: dict[int, Any] = {}
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = min(CONNECTIONS + OTHER_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))  # no macOS, seriam 256
         try:
             create_server(
                 self.answer,
@@ -42,14 +45,13 @@ class Front:
                 host=host,
                 port=port,
                 threads=0,
-                connection_limit=limit_open_files() - OTHER_FILES,
+                connection_limit=files - OTHER_FILES,
                 max_request_header_size=REQUEST_BYTES,
                 max_request_body_size=REQUEST_BYTES,
             )
         except (OSError, ValueError) as error:
             problem = f"não dá para escutar em {host}, porta {port} ({error})"
-            expected = "um endereço deste computador e uma porta livre"
-            exit_on_bad_setting("HOST, PORT", problem, expected)
+            exit_on_bad_setting("HOST, PORT", problem, "endereço deste computador e porta livre")
         # Um nome, como localhost, pode ter dois endereços. Cada um é um servidor, que está no map.
         self.servers = [each for each in self.map.values() if isinstance(each, BaseWSGIServer)]
         for server in self.servers:
@@ -71,20 +73,14 @@ class Front:
         while not self.must_stop:
             self.turn(seconds=1)
         deadline = time.monotonic() + 1
-        while self.is_busy() and time.monotonic() < deadline:
-            self.turn(seconds=0.05)
+        is_busy = True
+        while is_busy and time.monotonic() < deadline:
+            self.turn(seconds=0.02)
+            is_busy = any(server.active_channels for server in self.servers)
 
     def stop(self, *_: object) -> None:
         self.must_stop = True
         self.servers[0].pull_trigger()  # acorda o laço
-
-    def is_busy(self) -> bool:
-        """Diz se há uma conexão aberta, ou uma que espera para ser aceita."""
-        if any(server.active_channels for server in self.servers):
-            return True
-        listeners = [server.socket for server in self.servers]
-        readable, _, _ = select.select(listeners, [], [], 0)
-        return bool(readable)
 
     def turn(self, seconds: float) -> None:
         """Lê o que chega em até ``seconds``; responde a uma requisição de cada conexão."""
@@ -119,10 +115,7 @@ class Front:
                 self.lines.append(self.line(environ, status, sum(map(len, body))))
 
     def line(self, environ: WSGIEnvironment, status: str, size: int) -> str:
-        """Devolve uma linha do Common Log Format (manual do Apache, mod_log_config).
-
-        No fim, os ms desde o começo da rodada. Nada na requisição pode criar outra linha.
-        """
+        """Devolve uma linha do Common Log Format (manual do Apache) e os ms desde a rodada."""
         host, now = environ["REMOTE_ADDR"], time.strftime("%d/%b/%Y:%H:%M:%S %z")
         request = "{REQUEST_METHOD} {REQUEST_URI} {SERVER_PROTOCOL}".format_map(environ)
         request = request[:LOGGED_CHARACTERS].encode("unicode_escape").decode()
@@ -136,28 +129,15 @@ def is_visit(request: Any) -> bool:
     return not request.error and request.command == "GET" and not request.path.strip("/")
 
 
-def limit_open_files() -> int:
-    """Pede ao sistema quantos arquivos abertos o programa quer e devolve quantos ele dá."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = CONNECTIONS + OTHER_FILES
-    if hard != resource.RLIM_INFINITY:
-        files = min(files, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))  # sem isso, no macOS seriam 256
-    return files
-
-
-def log_to_stdout() -> None:
-    """Põe o log na saída padrão, onde o ``print`` de uma rota também aparece na hora."""
-    if isinstance(sys.stdout, TextIOWrapper):  # é None se já começou fechada
-        sys.stdout.reconfigure(line_buffering=True)
-    logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
-
-
 class Output:
     """A saída padrão, para o log: o que não dá para escrever agora se perde, e ninguém espera."""
 
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, TextIOWrapper):  # é None se já começou fechada
+            sys.stdout.reconfigure(line_buffering=True)  # o print de uma rota aparece na hora
+
     def write(self, text: str) -> None:
-        with suppress(OSError, AttributeError):  # sys.stdout é None se já começou fechada
+        with suppress(OSError, AttributeError):  # a saída pode estar fechada, ou o disco, cheio
             output = sys.stdout.fileno()
             for line in text.encode(errors="backslashreplace").splitlines(keepends=True):
                 for start in range(0, len(line), select.PIPE_BUF):  # mais que isso esperaria

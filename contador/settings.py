@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import redis
 from redis.connection import parse_url
 
-SSL_MODES = ("disable", "allow", "prefer", "require", "verify-full")
+# O sslmode da libpq (manual do PostgreSQL, 32.19) em termos do pg8000; None é TLS, se houver.
+SSL_CONTEXTS = {"disable": False, "allow": None, "prefer": None, "require": True}
 
 
 def exit_on_bad_setting(name: str, problem: str, expected: str) -> NoReturn:
@@ -59,8 +60,13 @@ def parse_postgres_url(url: str) -> dict[str, Any]:
     host = query.pop("host", "") or unquote(parts.hostname or "localhost")
     port = int(query.pop("port", 0) or parts.port or 5432)
     ssl_mode = query.pop("sslmode", "prefer")
-    if ssl_mode not in SSL_MODES:
-        exit_on_bad_setting("DATABASE_URL", "sslmode desconhecido", ", ".join(SSL_MODES))
+    if ssl_mode == "verify-full":
+        ssl_context: object = ssl.create_default_context()  # confere com os certificados do sistema
+    elif ssl_mode in SSL_CONTEXTS:
+        ssl_context = SSL_CONTEXTS[ssl_mode]
+    else:
+        expected = ", ".join([*SSL_CONTEXTS, "verify-full"])
+        exit_on_bad_setting("DATABASE_URL", "sslmode desconhecido", expected)
     if query:
         problem = f"opção desconhecida: {', '.join(query)}"
         exit_on_bad_setting("DATABASE_URL", problem, "host, port ou sslmode")
@@ -71,17 +77,8 @@ def parse_postgres_url(url: str) -> dict[str, Any]:
         "port": port,
         "unix_sock": f"{host}/.s.PGSQL.{port}" if host.startswith("/") else None,
         "database": unquote(parts.path[1:] or parts.username or "postgres"),
-        "ssl_context": ssl_context(ssl_mode),
+        "ssl_context": ssl_context,
     }
-
-
-def ssl_context(mode: str) -> object:
-    """Devolve o que o pg8000 chama de ssl_context para um sslmode da libpq (manual, 32.19)."""
-    if mode == "verify-full":
-        return ssl.create_default_context()  # com os certificados do sistema, ou SSL_CERT_FILE
-    if mode == "require":
-        return True
-    return False if mode == "disable" else None  # None: com TLS, se o servidor tiver
 
 
 def postgres_password() -> str:

@@ -14,7 +14,7 @@ class BadValue(BackendError):
 
     def __init__(self) -> None:
         reason = "o valor guardado não é um número ou chegou ao limite"
-        super().__init__(f"Contador: {reason}; use /reset, que o apaga e volta a 0")
+        super().__init__("Contador", f"{reason}; use /reset, que o apaga e volta a 0")
 
 
 class Visit(NamedTuple):
@@ -64,7 +64,7 @@ class Visits:
         try:
             return Visit(self.add(count), postgres)
         except Rejected as error:  # o comando está certo: se a culpa não é do valor, é do Redis
-            return Visit(Unavailable(self.cache.name, error.message), postgres)
+            return Visit(Unavailable(self.cache.name, error.reason), postgres)
         except BackendError as error:
             return Visit(error, postgres)
 
@@ -73,6 +73,6 @@ class Visits:
         try:
             return int(self.cache.run("INCRBY", self.key, count))
         except Rejected as error:
-            if error.message.startswith(VALUE_FAULTS):
+            if error.reason.startswith(VALUE_FAULTS):
                 raise BadValue from error
             raise

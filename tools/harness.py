@@ -3,7 +3,6 @@
 import http.client
 import os
 import re
-import shlex
 import signal
 import socket
 import socketserver
@@ -13,8 +12,8 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,15 +46,6 @@ class Servers:
         self.client = redis.Redis(port=self.cache.port, socket_timeout=SECONDS)
         unittest.addModuleCleanup(self.client.close)
 
-    @contextmanager
-    def changed(self, change: str, undo: str) -> Iterator[None]:
-        """Send a command to Redis, and at the end of the block the one that takes it back."""
-        self.client.execute_command(*shlex.split(change))
-        try:
-            yield
-        finally:
-            self.client.execute_command(*shlex.split(undo))
-
 
 servers = Servers()
 
@@ -63,9 +53,8 @@ servers = Servers()
 def settings(**changes: str) -> dict[str, str]:
     """Return the environment in which the program finds both servers; any warning ends it."""
     urls = {"REDIS_URL": servers.cache.url, "DATABASE_URL": servers.db.url}
-    place = {"HOST": "127.0.0.1", "PORT": "0"}
     python = {"PYTHONPATH": str(HERE), "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
-    return os.environ | urls | place | python | changes
+    return os.environ | urls | python | {"HOST": "127.0.0.1", "PORT": "0"} | changes
 
 
 class Answer(NamedTuple):
