@@ -121,7 +121,6 @@ class Backend:
         is_trying = self.attempt is not None and self.attempt.is_alive()
         may_try = not is_trying and time.monotonic() >= self.next_attempt
         if not self.connection and may_try:
-            self.failure = TimeoutError()
             # Em outra thread: procurar o nome de um contêiner parado pode demorar muito. A conexão
             # que chega depois do limite fica para a próxima pergunta.
             self.attempt = threading.Thread(target=self.try_to_connect, daemon=True)
@@ -134,6 +133,7 @@ class Backend:
     def try_to_connect(self) -> None:
         try:
             self.connection = self.connect()
+            self.failure = TimeoutError()  # o que se diz da próxima, enquanto ela não acaba
         except Exception as error:  # quem atende no endereço pode nem ser um Redis ou um Postgres
             self.failure = error
             self.next_attempt = time.monotonic() + RETRY_PAUSE
