@@ -22,7 +22,7 @@ visits = Visits(cache, database, KEY)
 
 # --- As rotas: cada uma devolve o status HTTP e o texto -------------------------------------------
 # Uma rota sua pode usar cache.run("INCR", "contador_aula"), que devolve a resposta do Redis, e
-# database.run("INSERT INTO alunos VALUES (:nome)", nome="Ana"), que devolve as linhas, se há.
+# database.run("INSERT INTO alunos VALUES (:nome)", nome="Ana"), que devolve as linhas.
 # Quem atende é uma thread só: enquanto uma rota dorme 10 segundos, todas as visitas esperam.
 def visit() -> tuple[int, str]:
     """Conta uma visita e diz se o Postgres responde."""
@@ -95,7 +95,7 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
 
 
 def answer(method: str, path: str, allowed: list[str]) -> tuple[int, str]:
-    """Chama a rota, ou diz por que não dá; ``allowed`` são os métodos que o caminho aceita."""
+    """Chama a rota, ou diz por que não pode; ``allowed`` são os métodos que o caminho aceita."""
     if not allowed:
         return 404, "Não encontrado. Use / (conta uma visita), /reset (volta a 0) ou /health\n"
     if method not in allowed:

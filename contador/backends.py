@@ -15,7 +15,7 @@ TIMEOUT = 1.0  # segundos: o limite de cada espera
 RETRY_PAUSE = 0.5  # segundos entre uma tentativa que falhou e a próxima
 
 # O código que o servidor dá ao erro (no Postgres, o SQLSTATE: apêndice A do manual). Com um destes,
-# ele não pode atender ninguém agora.
+# ele não vai nos atender agora.
 REASONS_BY_CODE = {
     "28P01": "senha recusada",
     "3D000": "banco inexistente",
@@ -27,22 +27,19 @@ REASONS_BY_CODE = {
     "READONLY": "este Redis é só de leitura",
     "OOM": "memória do Redis esgotada",
 }
-# A classe da exceção que deu origem às outras: quase sempre, uma do sistema.
+# A classe da exceção, ou de uma das que a causaram.
 REASONS_BY_CLASS = {
     "gaierror": "host não encontrado",
     "ConnectionRefusedError": "conexão recusada",
     "ConnectionResetError": "conexão interrompida",
     "TimeoutError": "tempo esgotado",
 }
-# A mensagem da biblioteca, quando a conexão é fechada no meio de uma resposta.
-REASONS_BY_MESSAGE = {
-    "Connection closed by server.": "conexão interrompida",  # redis-py
-    "network error": "conexão interrompida",  # pg8000
-}
+# O que o redis-py e o pg8000 dizem quando a conexão é fechada no meio de uma resposta.
+CLOSED = ("Connection closed by server.", "network error")
 
 
 class BackendError(Exception):
-    """Por que não deu: o texto é o que a pessoa lê, e ``status``, o código HTTP da resposta."""
+    """O motivo de uma falha: o texto é o que a pessoa lê, e ``status``, o código HTTP."""
 
     status = 500
     text = "{who}: {reason}"
@@ -76,15 +73,18 @@ def code_and_message(error: BaseException) -> tuple[str, str]:
 
 
 def reason_for(error: BaseException) -> str:
-    """Devolve o motivo de um erro: um dos nossos ou, se não há, o que o erro diz."""
-    code, _ = code_and_message(error)
-    if code in REASONS_BY_CODE:
-        return REASONS_BY_CODE[code]
-    while error.__context__:
-        error = error.__context__
-    class_name = type(error).__name__
-    _, message = code_and_message(error)
-    reason = REASONS_BY_CLASS.get(class_name) or REASONS_BY_MESSAGE.get(message)
+    """Devolve o motivo de um erro: a nossa tradução ou, se não houver, a mensagem da causa."""
+    while True:
+        code, message = code_and_message(error)
+        class_name = type(error).__name__
+        reason = REASONS_BY_CODE.get(code) or REASONS_BY_CLASS.get(class_name)
+        cause = error.__context__
+        # Um erro nosso é o de outro servidor: quem chamou estava tratando dele.
+        if reason or cause is None or isinstance(cause, BackendError):
+            break
+        error = cause
+    if message in CLOSED:
+        reason = "conexão interrompida"
     return reason or message or class_name
 
 
@@ -110,7 +110,7 @@ class Backend:
         raise NotImplementedError
 
     def connected(self) -> Any:
-        """Devolve a conexão, outra se preciso; lança Unavailable se nenhuma abre a tempo."""
+        """Devolve a conexão; abre outra, se preciso; lança Unavailable se não conseguir a tempo."""
         if self.connection:
             try:
                 self.check(self.connection)
@@ -139,7 +139,7 @@ class Backend:
             self.next_attempt = time.monotonic() + RETRY_PAUSE
 
     def close(self) -> None:
-        """Fecha a conexão, se há uma; a próxima pergunta abre outra."""
+        """Fecha a conexão, se houver uma; a próxima pergunta abre outra."""
         with suppress(Exception):  # fechar uma conexão quebrada também falha
             self.connection.close()
         self.connection = None
@@ -200,7 +200,7 @@ class Redis(Backend):
         return client
 
     def check(self, connection: redis.Redis) -> None:
-        # Sem pergunta pendente, só o fim da conexão ou algo fora de hora pode estar para ser lido.
+        # Não há pergunta pendente: se há o que ler, é o fim da conexão ou um dado inesperado.
         if connection.connection and connection.connection.can_read():
             raise ConnectionError
 
@@ -209,21 +209,21 @@ class Postgres(Backend):
     """O Postgres; ``options`` são de ``settings.postgres_options()``."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__("Postgres", options["host"], retry_timeout=0.15)  # com senha e TLS
+        super().__init__("Postgres", options["host"], retry_timeout=0.15)  # a senha e o TLS demoram
         self.options = options | {"timeout": TIMEOUT}
 
     def run(self, sql: str, **values: Any) -> Any:
-        """Roda SQL, com ``n`` em ``:n``, e devolve as linhas; lança Unavailable ou Rejected."""
+        """Roda SQL, com ``nome`` em ``:nome``; devolve as linhas; lança Unavailable ou Rejected."""
         with self.lock:
             connection = self.connected()
-            self.mark_up()
+            self.mark_up()  # ele acabou de responder a check()
             try:
                 return connection.run(sql, **values)
             except Exception as error:
-                self.close()  # senão, depois de um BEGIN, recusaria também os comandos dos outros
+                self.close()  # senão, depois de um BEGIN, recusaria também o das outras rotas
                 if isinstance(error, pg8000.native.DatabaseError):
                     raise Rejected(self.name, code_and_message(error)[1]) from error
-                if isinstance(error, OSError) or str(error) in REASONS_BY_MESSAGE:
+                if isinstance(error, OSError) or str(error) in CLOSED:
                     raise self.mark_down(error) from error
                 raise
 

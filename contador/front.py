@@ -37,7 +37,7 @@ class Front:
         self.map: dict[int, Any] = {}
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = min(CONNECTIONS + OTHER_FILES, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))  # no macOS, seriam 256
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))  # sem isto, no macOS seriam 256
         try:
             create_server(
                 self.answer,
@@ -55,7 +55,7 @@ class Front:
         # Um nome, como localhost, pode ter dois endereços. Cada um é um servidor, que está no map.
         self.servers = [each for each in self.map.values() if isinstance(each, BaseWSGIServer)]
         for server in self.servers:
-            server.task_dispatcher = self
+            server.task_dispatcher = self  # no lugar das threads: é quem recebe add_task
 
     def url(self) -> str:
         """Devolve o primeiro endereço em que atende."""
@@ -91,7 +91,7 @@ class Front:
         self.visits.expect(sum(is_visit(channel.requests[0]) for channel in channels))
         for channel in channels:
             if self.must_stop and len(channel.requests) == 1:
-                channel.requests[0].headers["CONNECTION"] = "close"  # o waitress obedece
+                channel.requests[0].headers["CONNECTION"] = "close"  # é a última: o waitress fecha
             channel.service()  # se há outra requisição na conexão, o waitress chama add_task
         if self.lines:
             logging.info("\n".join(self.lines))
@@ -115,7 +115,7 @@ class Front:
                 self.lines.append(self.line(environ, status, sum(map(len, body))))
 
     def line(self, environ: WSGIEnvironment, status: str, size: int) -> str:
-        """Devolve uma linha do Common Log Format (manual do Apache) e os ms desde a rodada."""
+        """Devolve uma linha do Common Log Format (manual do Apache) e os ms da rodada."""
         host, now = environ["REMOTE_ADDR"], time.strftime("%d/%b/%Y:%H:%M:%S %z")
         request = "{REQUEST_METHOD} {REQUEST_URI} {SERVER_PROTOCOL}".format_map(environ)
         request = request[:LOGGED_CHARACTERS].encode("unicode_escape").decode()
@@ -125,7 +125,7 @@ class Front:
 
 
 def is_visit(request: Any) -> bool:
-    """Diz se ``app`` vai ver GET /: o waitress junta as barras do começo."""
+    """Diz se ``app`` vai ver GET /, que é também o que o waitress faz de // e de um vazio."""
     return not request.error and request.command == "GET" and not request.path.strip("/")
 
 
@@ -140,7 +140,7 @@ class Output:
         with suppress(OSError, AttributeError):  # a saída pode estar fechada, ou o disco, cheio
             output = sys.stdout.fileno()
             for line in text.encode(errors="backslashreplace").splitlines(keepends=True):
-                for start in range(0, len(line), select.PIPE_BUF):  # mais que isso esperaria
+                for start in range(0, len(line), select.PIPE_BUF):  # mais poderia travar
                     _, writable, _ = select.select([], [output], [], 0)
                     if not writable:
                         return

@@ -34,7 +34,7 @@ def redis_options() -> dict[str, Any]:
     try:
         options: dict[str, Any] = parse_url(url)
         redis.ConnectionPool(**options).make_connection()  # não conecta; recusa opção desconhecida
-    except Exception:  # cada opção lança a sua
+    except Exception:  # cada opção inválida lança uma diferente
         exit_on_bad_setting("REDIS_URL", "valor inválido", "redis://:SENHA@HOST:PORTA/0")
     return options
 

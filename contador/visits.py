@@ -5,7 +5,7 @@ from typing import NamedTuple
 from contador.backends import BackendError, Postgres, Redis, Rejected, Unavailable
 
 MAXIMUM = 2**63 - 1  # o Redis conta com 64 bits, um deles para o sinal (manual, INCR)
-# Como começa o que o Redis diz quando a culpa é do valor guardado.
+# O começo da mensagem do Redis quando a culpa é do valor guardado.
 VALUE_FAULTS = ("WRONGTYPE", "value is not an integer", "increment or decrement would overflow")
 
 
@@ -30,7 +30,7 @@ class Visits:
     def __init__(self, cache: Redis, database: Postgres, key: str) -> None:
         self.cache, self.database, self.key = cache, database, key
         self.expected = 0  # anunciadas e ainda não contadas
-        self.others: list[Visit] = []  # contadas junto com outra, e que ninguém pediu ainda
+        self.others: list[Visit] = []  # contadas junto com outra, e ainda não entregues
 
     def expect(self, count: int) -> None:
         """Anuncia que chegaram ``count`` visitas juntas; esquece as que ninguém pediu."""
@@ -40,7 +40,7 @@ class Visits:
         """Conta uma visita; se ela é a primeira das anunciadas, conta todas."""
         if self.others:
             return self.others.pop(0)
-        count = max(self.expected, 1)  # não foi anunciada: outro servidor WSGI, ou uma a mais
+        count = max(self.expected, 1)  # 0: ninguém a anunciou, como em outro servidor WSGI
         self.expected = 0
         last, postgres = self.ask(count)
         if isinstance(last, BackendError):
@@ -51,22 +51,22 @@ class Visits:
         return counted[0]
 
     def peek(self) -> Visit:
-        """Devolve a próxima visita, sem a contar."""
-        # Somar 0 não muda nada, e falha quando uma visita falharia; ler a chave, nem sempre.
+        """Devolve a próxima visita, sem contá-la."""
+        # Somar 0 falha quando uma visita falharia; um GET não, em um Redis só de leitura.
         last, postgres = self.ask(0)
         if isinstance(last, BackendError):
             return Visit(last, postgres)
         return Visit(BadValue() if last == MAXIMUM else last + 1, postgres)
 
-    def ask(self, count: int) -> Visit:
-        """Pergunta ao Postgres se ele responde e soma ``count``; devolve a última visita."""
+    def ask(self, count: int) -> tuple[int | BackendError, Unavailable | None]:
+        """Soma ``count``; devolve a soma, ou por que não deu, e o erro do Postgres, se houver."""
         postgres = self.database.problem()
         try:
-            return Visit(self.add(count), postgres)
+            return self.add(count), postgres
         except Rejected as error:  # o comando está certo: se a culpa não é do valor, é do Redis
-            return Visit(Unavailable(self.cache.name, error.reason), postgres)
+            return Unavailable(self.cache.name, error.reason), postgres
         except BackendError as error:
-            return Visit(error, postgres)
+            return error, postgres
 
     def add(self, count: int) -> int:
         """Soma ``count`` e devolve a soma; lança BadValue, Rejected ou Unavailable."""
