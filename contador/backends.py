@@ -78,11 +78,9 @@ def reason_for(error: BaseException) -> str:
         code, message = code_and_message(error)
         class_name = type(error).__name__
         reason = REASONS_BY_CODE.get(code) or REASONS_BY_CLASS.get(class_name)
-        cause = error.__context__
-        # Um erro nosso é o de outro servidor: quem chamou estava tratando dele.
-        if reason or cause is None or isinstance(cause, BackendError):
+        if reason or not error.__context__:
             break
-        error = cause
+        error = error.__context__
     if message in CLOSED:
         reason = "conexão interrompida"
     return reason or message or class_name
