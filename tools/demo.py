@@ -61,7 +61,7 @@ def type_command(command: str, copy: Copy) -> None:
     input(f"$ {command} ")
     # Not ignored: the command would inherit that.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    bash = ["bash", "-c", command.replace("\n> ", "\n")]
+    bash = copy.bash(command.replace("\n> ", "\n"))
     subprocess.run(bash, cwd=copy.folder, env=copy.environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print()
@@ -78,7 +78,7 @@ def main(number: str) -> None:
             try:
                 show(text, copy)
             finally:
-                print("\nFim: removendo os contêineres, os volumes e a imagem desta aula.")
+                print("\nFim: removendo o que esta aula criou no Docker.")
     except (KeyboardInterrupt, EOFError):
         pass
 

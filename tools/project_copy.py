@@ -1,5 +1,6 @@
 """A copy of the project in which the documents' commands run, and of which nothing stays."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -14,43 +15,41 @@ from pathlib import Path
 
 OLDEST = (3, 11)
 if sys.version_info < OLDEST:
-    sys.exit("É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ...")
+    sys.exit("É preciso Python 3.11 ou mais novo; se já tiver um, use make PYTHON=python3.12 ...")
 
 HERE = Path(__file__).resolve().parent.parent
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".dados", ".env", "__pycache__", ".*_cache")
 # What a reader would not have set.
 UNSET = re.compile("COMPOSE_|POSTGRES_|REDIS_URL|DATABASE_URL|(HOST|PORT|IMAGE)$|MAKE|MFLAGS")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not UNSET.match(name)}
+# A command after "$ ", with the lines that continue it after "> "; and what it prints.
 COMMAND = re.compile(r"^\$ (.+(?:\n> .*)*)\n((?:(?!\$ ).*\n)*)", re.M)
+LOCK = os.open(__file__, os.O_RDONLY)  # one run has it, until it has cleaned up
 ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SECONDS = 180  # for one command
-# The kinds of commands that a run of one kind can run here.
+# For a run of each kind: the kinds of commands that run, and the Dockers where they do.
 KINDS = {"local": ["local"], "docker": ["docker"], "swarm": ["swarm"]}
-MACHINES = "docker"
+DOCKERS = {"local": [], "docker": ["docker"], "swarm": ["docker"]}
 if "MAQUINA1" in os.environ:
     KINDS["swarm"].append("swarm2")
-    MACHINES = "'docker --context maquina2' docker"
-PROJECT = "label=com.docker.compose.project=contador"
-PROJECT_EXISTS = f"docker ps -aq --filter {PROJECT}; docker volume ls -q --filter {PROJECT}"
+    DOCKERS["swarm"].insert(0, "docker --context maquina2")
+PROJECTS = ["contador", "minha-aula"]  # README.md's, and the lessons'
+LABEL = "label=com.docker.compose.project"
+DOWN = [f"compose -p {name} down -v --remove-orphans" for name in PROJECTS]
+# What that leaves, and how to remove it: images, and volumes without a name.
+LEFT = {f"image ls -q --no-trunc --filter {LABEL}={name}": "image rm -f" for name in PROJECTS}
+LEFT["volume ls -q --filter label=com.docker.volume.anonymous"] = "volume rm"
+# What was there before has a second name, in a repository that no command of the documents saves.
+KEEP = [f"tag {name}-web antes/{name}-web" for name in PROJECTS]
+RESTORE = [f"tag antes/{name}-web {name}-web; $docker rmi antes/{name}-web" for name in PROJECTS]
 STACK = "label=com.docker.stack.namespace=visitas"
-STACK_VOLUMES = f"$docker volume ls -q --filter {STACK}"
-SWARM_EXISTS = f"""for docker in {MACHINES}; do
-    $docker info -f '{{{{.Swarm.LocalNodeState}}}}' | grep -v inactive
-    {STACK_VOLUMES} || exit
+STACK_VOLUMES = f"volume ls -q --filter {STACK}"
+LEAVE_SWARM = f"""swarm leave --force
+while [ "$($docker ps -aq --filter {STACK}; $docker {STACK_VOLUMES})" ]; do
+    $docker volume rm $($docker {STACK_VOLUMES})
+    sleep 1
 done"""
-DOWN = f"""docker compose -p contador down -v --remove-orphans
-docker image prune -af --filter {PROJECT}"""
-LEAVE_SWARM = f"""docker stack rm visitas
-for docker in {MACHINES}; do
-    $docker swarm leave --force
-    while [ "$($docker ps -aq --filter {STACK}; {STACK_VOLUMES})" ]; do
-        $docker volume rm $({STACK_VOLUMES})
-        sleep 1
-    done
-    $docker image prune -af --filter {PROJECT}
-done
-{DOWN}"""
-CLEAN_UP = {"local": "", "docker": DOWN, "swarm": LEAVE_SWARM}
+CLEAN_UP = {"local": [], "docker": DOWN, "swarm": ["stack rm visitas", LEAVE_SWARM, *DOWN]}
 
 
 def shell(command: str) -> "subprocess.CompletedProcess[str]":
@@ -67,42 +66,49 @@ def shell(command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def refuse(kind: str) -> None:
-    """Exit, in one line, where commands of a kind can't run, or the clean-up would do harm."""
+    """Exit, in one line, where Docker's commands can't run, or the clean-up would do harm."""
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("Esperando o fim do que já está rodando nesta pasta...", flush=True)
+        fcntl.flock(LOCK, fcntl.LOCK_EX)
+    for project in PROJECTS:
+        its = f"--filter {LABEL}={project}"
+        found = lines(f"docker ps -a {its} --format '{{{{.Names}}}}'; docker volume ls -q {its}")
+        if found:
+            text = f"O Docker já tem {', '.join(found)}, que seriam apagados."
+            sys.exit(f"{text} docker compose -p {project} down guarda os dados; down -v os apaga")
     with suppress(OSError):
         socket.create_connection(("localhost", 5000), timeout=1).close()
         sys.exit("A porta 5000 já está em uso: encerre o programa que a usa")
-    if kind != "local":
-        expect_nothing(
-            PROJECT_EXISTS, "O projeto contador já existe: docker compose -p contador down -v"
-        )
-    if kind == "swarm":
-        expect_nothing(SWARM_EXISTS, "O Docker já faz parte de um Swarm, ou tem volumes de um")
+    if kind != "swarm":
+        return
+    for docker in DOCKERS[kind]:
+        state = lines(f"{docker} info -f '{{{{.Swarm.LocalNodeState}}}}'")
+        if state != ["inactive"] or lines(f"{docker} {STACK_VOLUMES}"):
+            sys.exit("O Docker já faz parte de um Swarm, ou tem volumes de um")
 
 
-def expect_nothing(command: str, reason: str) -> None:
-    """Exit, in one line, with a reason if a command prints something, or with why it fails."""
+def lines(command: str) -> list[str]:
+    """Return the lines that a command prints; exit, in one line, with why it fails."""
     done = shell(command)
     if done.returncode:
         sys.exit(done.stderr.splitlines()[-1])
-    if done.stdout:
-        sys.exit(reason)
+    return done.stdout.splitlines()
 
 
 class Copy:
-    """A copy of the project below a temporary folder, and a process group for its commands.
-
-    A command finds the name of the file ``block`` in the variable BLOCK.
-    """
+    """A copy of the project; its commands find the name of the file ``block`` in BLOCK."""
 
     def __init__(self, temporary: Path) -> None:
         self.folder, self.block = temporary / "contador", temporary / "block"
         shutil.copytree(HERE, self.folder, ignore=NOT_COPIED)
         if (HERE / ".venv").exists():
             (self.folder / ".venv").symlink_to(HERE / ".venv")
-        # As at a terminal: no progress meter.
-        (temporary / ".curlrc").write_text("silent\nshow-error\n")
-        places = {"CURL_HOME": str(temporary), "BLOCK": str(self.block)}
-        self.environment = {**ENVIRONMENT, **places}
+        (temporary / ".curlrc").write_text("silent\nshow-error\n")  # as at a terminal: no meter
+        (temporary / "place").write_text(str(self.folder), encoding="utf-8")
+        places = {"CURL_HOME": temporary, "BLOCK": self.block, "PLACE": temporary / "place"}
+        self.environment = ENVIRONMENT | {name: str(path) for name, path in places.items()}
         # It leads the group, which is ours until it is reaped, and ends when its input does: all
         # commands inherit the other end of that.
         reading, self.held = os.pipe()
@@ -110,13 +116,17 @@ class Copy:
         self.leader = subprocess.Popen(leader, stdin=reading, process_group=0)
         os.close(reading)
 
+    def bash(self, command: str) -> list[str]:
+        """Return the arguments that run a command in the folder where the one before it ended."""
+        return ["bash", "-c", f"""cd "$(cat "$PLACE")" && trap 'pwd > "$PLACE"' EXIT; {command}"""]
+
     def run(self, command: str) -> "tuple[int, str]":
         """Run a command with no input; return its status and what it prints.
 
         Raises subprocess.TimeoutExpired after 180 s; the command ends with the copy.
         """
         process = subprocess.Popen(
-            ["bash", "-c", command],
+            self.bash(command),
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -141,6 +151,23 @@ class Copy:
             self.leader.wait(SECONDS)
 
 
+def left(kind: str) -> set[str]:
+    """Return the commands that would remove what the clean-up leaves."""
+    return {
+        f"{docker} {remove} {name}"
+        for docker in DOCKERS[kind]
+        for ls, remove in LEFT.items()
+        for name in lines(f"{docker} {ls}")
+    }
+
+
+def run_each(kind: str, commands: list[str]) -> None:
+    """Run commands in each Docker of a kind, whether they succeed or not."""
+    for command in commands:
+        for docker in DOCKERS[kind]:
+            shell(f"docker='{docker}'; $docker {command}")
+
+
 @contextmanager
 def project_copy(kind: str) -> Iterator[Copy]:
     """Yield a copy for commands of a kind; at the end, also on a signal, remove what they made.
@@ -149,12 +176,16 @@ def project_copy(kind: str) -> Iterator[Copy]:
     """
     for number in ENDING:
         signal.signal(number, signal.default_int_handler)
+    before = left(kind)
     with tempfile.TemporaryDirectory(prefix="contador-") as temporary:
         copy = Copy(Path(temporary))
         try:
+            run_each(kind, KEEP)
             yield copy
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             copy.end_commands()
-            shell(CLEAN_UP[kind])
+            run_each(kind, CLEAN_UP[kind])
+            shell("\n".join(left(kind) - before))
+            run_each(kind, RESTORE)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
