@@ -25,14 +25,15 @@ COMMANDS: dict[str, list[str]] = {
     "em threads": ["-c", THREADS],
     "Flask": ["tools/flask_counter.py"],
 }
-CONNECTIONS, ROUNDS, SECONDS = (1, 8, 64), 3, 2
-WRK_SECONDS = 30  # for wrk to end after the time for which it asks
+CONNECTIONS = (1, 8, 64)
+ROUNDS = 3
+SECONDS = 2  # of visits, for each figure of a round
 
 
 def ask(port: int, connections: int) -> float:
     """Return the answers per second that wrk gets; raise RuntimeError if not all were good."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", f"http://127.0.0.1:{port}/"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + WRK_SECONDS)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     if not rate or re.search("Non-2xx|Socket errors", done.stdout):
         raise RuntimeError(f"A medição não vale; o wrk mostrou:\n{done.stdout}{done.stderr}")
@@ -82,9 +83,7 @@ def print_table(rates: dict[tuple[str, int], float]) -> None:
 def main() -> None:
     """Print the table; exit with a line where that can't be."""
     if not shutil.which("wrk"):
-        sys.exit(
-            "Falta o wrk. No Debian ou Ubuntu: sudo apt install wrk. No macOS: brew install wrk."
-        )
+        sys.exit("Falta o wrk: sudo apt install wrk; no macOS, brew install wrk")
     with tempfile.TemporaryDirectory(prefix="contador-") as folder:
         os.chmod(folder, 0o711)  # for Postgres, which root runs as nobody
         servers = Redis(Path(folder, "redis")), Postgres(Path(folder, "postgres"))

@@ -16,7 +16,6 @@ redis_client = redis.Redis.from_url(os.environ["REDIS_URL"])
 
 
 def postgres_status() -> str:
-    """Tell whether Postgres takes a connection."""
     try:
         psycopg2.connect(os.environ["DATABASE_URL"]).close()
     except psycopg2.OperationalError:
@@ -26,13 +25,11 @@ def postgres_status() -> str:
 
 @app.get("/")
 def visit() -> str:
-    """Count a visit."""
     return f"Contador: {redis_client.incr('contador_visitas')}\nPostgres: {postgres_status()}\n"
 
 
 @app.get("/reset")
 def reset() -> str:
-    """Set the counter to 0."""
     redis_client.set("contador_visitas", 0)
     return "Contador: 0\n"
 
