@@ -21,9 +21,9 @@ visits = Visits(cache, database, KEY)
 
 
 # --- As rotas: cada uma devolve o status HTTP e o texto -------------------------------------------
-# Uma rota sua pode usar cache.run("INCR", "contador_aula"), que devolve a resposta do Redis, e
-# database.run("INSERT INTO alunos VALUES (:nome)", nome="Ana"), que devolve as linhas.
-# Quem atende é uma thread só: enquanto uma rota dorme 10 segundos, todas as visitas esperam.
+# Uma rota sua é uma função aqui e uma linha em ROUTES. Ela pode usar cache.run("INCR", "aula"),
+# que devolve a resposta do Redis, e database.run("INSERT INTO alunos VALUES (:nome)", nome="Ana"),
+# que devolve as linhas. Só uma thread atende: se uma rota dormir 10 s, todas as visitas esperam.
 def visit() -> tuple[int, str]:
     """Conta uma visita e diz se o Postgres responde."""
     return page(visits.take())
@@ -36,8 +36,8 @@ def visit_head() -> tuple[int, str]:
 
 def page(this_visit: Visit) -> tuple[int, str]:
     """Mostra o número de uma visita, ou por que ela não tem um, e se o Postgres responde."""
-    number, postgres = this_visit
-    second_line = postgres or "Postgres: conectado"
+    number, postgres_error = this_visit
+    second_line = postgres_error or "Postgres: conectado"
     if isinstance(number, BackendError):
         return number.status, f"{number}\n{second_line}\n"
     return 200, f"Contador: {number}\n{second_line}\n"
@@ -50,18 +50,19 @@ def reset() -> tuple[int, str]:
 
 
 def reset_head() -> tuple[int, str]:
-    """Responde como ``reset``, mas não muda nada."""
-    with suppress(BadValue):  # um valor ruim não impede o reset
+    """Responde como ``reset``, mas não zera: somar 0 falha quando zerar falharia."""
+    with suppress(BadValue):  # menos por um valor ruim, que não impede o reset
         visits.add(0)
     return 200, "Contador: 0\n"
 
 
 def health() -> tuple[int, str]:
     """Diz se uma visita seria contada e se o Postgres responde; não conta nada."""
-    number, postgres = visits.peek()
-    redis = number if isinstance(number, BackendError) else None
-    status = 503 if redis or postgres else 200
-    return status, f"{redis or 'Redis: conectado'}\n{postgres or 'Postgres: conectado'}\n"
+    number, postgres_error = visits.peek()
+    redis_error = number if isinstance(number, BackendError) else None
+    status = 503 if redis_error or postgres_error else 200
+    first_line = redis_error or "Redis: conectado"
+    return status, f"{first_line}\n{postgres_error or 'Postgres: conectado'}\n"
 
 
 ROUTES = {
@@ -76,7 +77,8 @@ ROUTES = {
 
 # --- A aplicação: o que o servidor WSGI chama, a cada requisição (PEP 3333) -----------------------
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO") or "/"
+    method = environ["REQUEST_METHOD"]
+    path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace") or "/"
     allowed = [known for known, its_path in ROUTES if its_path == path]
     status, text = answer(method, path, allowed)
     body = text.encode()
@@ -107,7 +109,7 @@ def answer(method: str, path: str, allowed: list[str]) -> tuple[int, str]:
 
 
 def main() -> None:
-    """Atende até SIGTERM ou SIGINT; o status é 0, ou 2 se a configuração é inválida."""
+    """Atende até SIGTERM ou SIGINT."""
     logging.basicConfig(stream=Output(), format="%(message)s", level=logging.INFO)
     front = Front(app, visits, *settings.address())
     logging.info(

@@ -211,9 +211,9 @@ def route(path, work):
 
 route("/aula", lambda: cache.run("INCR", "aula"))
 route("/soma", lambda: database.run("SELECT CAST(:n AS int) + 1", n=41))
-route("/dois", lambda: [visits.expect(2), *(visits.take().number for _ in range(4))])
-route("/tres", lambda: [visits.expect(3), visits.take().number])
-route("/print", lambda: print("Oi!"))
+route("/dois", lambda: [visits.expect(2), *(visits.take().result for _ in range(4))])
+route("/tres", lambda: [visits.expect(3), visits.take().result])
+route("/olá", lambda: print("Oi!"))
 route("/comando", lambda: cache.run("INCRI", "aula"))
 route("/tabela", lambda: [database.run("INSERT INTO visitas VALUES (1)"), visits.take()])
 route("/begin", lambda: [database.run("BEGIN"), database.run("SELEC 1")])
@@ -244,7 +244,7 @@ class TestStudents(Case):
         self.assertEqual(answer.text, "Postgres: indisponível (conexão interrompida)\n")
         self.assertEqual(answer.status, 503)
         self.assertEqual(self.web.get("/lenta").text, f"Postgres: {LATE}\n")
-        self.web.get("/print")
+        self.web.get("/ol%C3%A1")
         eventually(lambda: "Oi!\n" in self.web.lines)  # seen at once
 
     def test_numbers_are_given_once_whoever_takes_them(self) -> None:
@@ -305,6 +305,7 @@ class TestSettings(Case):
             ("REDIS_URL", "redis://cache/0?protocol=1", invalid),
             ("REDIS_URL", "rediss://cache/0?ssl_cert_reqs=segredo", invalid),
             ("DATABASE_URL", "postgresql://u:segredo@db:x/y", invalid),
+            ("DATABASE_URL", "postgresql://u:1#segredo@db/y", invalid),
             ("DATABASE_URL", "postgresql://db/x?segredo", invalid),
             ("DATABASE_URL", "mysql://u:segredo@db/x", invalid),
             ("DATABASE_URL", "postgresql://db/x?sslmode=segredo", "sslmode desconhecido"),

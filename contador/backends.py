@@ -35,17 +35,17 @@ REASONS_BY_CLASS = {
     "TimeoutError": "tempo esgotado",
 }
 # O que o redis-py e o pg8000 dizem quando a conexão é fechada no meio de uma resposta.
-CLOSED = ("Connection closed by server.", "network error")
+CLOSED_MESSAGES = ("Connection closed by server.", "network error")
 
 
 class BackendError(Exception):
     """O motivo de uma falha: o texto é o que a pessoa lê, e ``status``, o código HTTP."""
 
     status = 500
-    text = "{who}: {reason}"
+    template = "{who}: {reason}"
 
     def __init__(self, who: str, reason: str) -> None:
-        super().__init__(self.text.format(who=who, reason=reason))
+        super().__init__(self.template.format(who=who, reason=reason))
         self.reason = reason
 
 
@@ -53,7 +53,7 @@ class Unavailable(BackendError):
     """O servidor não respondeu, ou não pode atender ninguém agora."""
 
     status = 503
-    text = "{who}: indisponível ({reason})"
+    template = "{who}: indisponível ({reason})"
 
 
 class Rejected(BackendError):
@@ -63,7 +63,7 @@ class Rejected(BackendError):
 def code_and_message(error: BaseException) -> tuple[str, str]:
     """Devolve o código que o servidor deu ao erro e a primeira linha da mensagem."""
     message = str(error)
-    code = message.partition(" ")[0]
+    code = message.partition(" ")[0]  # o redis-py deixa ali o que não conhece, como MISCONF
     if isinstance(error, pg8000.native.DatabaseError):
         code, message = error.args[0]["C"], error.args[0]["M"]  # manual do PostgreSQL, 54.8
     elif isinstance(error, redis.RedisError) and error.status_code not in (None, "ERR"):
@@ -81,7 +81,7 @@ def reason_for(error: BaseException) -> str:
         if reason or not error.__context__:
             break
         error = error.__context__
-    if message in CLOSED:
+    if message in CLOSED_MESSAGES:  # só agora: uma causa, como TimeoutError, diz mais
         reason = "conexão interrompida"
     return reason or message or class_name
 
@@ -92,11 +92,11 @@ class Backend:
     def __init__(self, name: str, host: str, retry_timeout: float) -> None:
         self.name, self.host = name, host
         self.retry_timeout = retry_timeout  # segundos de espera, se já estava fora do ar
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # outro servidor WSGI pode ter threads
         self.connection: Any = None  # preenchida pela thread que conecta, a qualquer momento
         self.reason = ""  # por que está fora do ar; vazio enquanto responde
         self.attempt: threading.Thread | None = None  # a última tentativa de conectar
-        self.failure: Exception = TimeoutError()  # por que ela não deu certo
+        self.attempt_error: Exception = TimeoutError()  # o dela, depois que ela falha
         self.next_attempt = 0.0  # não antes deste time.monotonic()
 
     def connect(self) -> Any:
@@ -125,15 +125,15 @@ class Backend:
             self.attempt.start()
             self.attempt.join(self.retry_timeout if self.reason else TIMEOUT)
         if not self.connection:
-            raise self.mark_down(self.failure)
+            raise self.mark_down(self.attempt_error)
         return self.connection
 
     def try_to_connect(self) -> None:
         try:
             self.connection = self.connect()
-            self.failure = TimeoutError()  # o que se diz da próxima, enquanto ela não acaba
+            self.attempt_error = TimeoutError()  # o da próxima, enquanto ela não acaba
         except Exception as error:  # quem atende no endereço pode nem ser um Redis ou um Postgres
-            self.failure = error
+            self.attempt_error = error
             self.next_attempt = time.monotonic() + RETRY_PAUSE
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class Backend:
         self.reason = ""
 
     def mark_down(self, error: Exception) -> Unavailable:
-        """Fecha a conexão, avisa no log e devolve a exceção para quem perguntou."""
+        """Fecha a conexão e devolve a exceção a lançar; só avisa no log se antes respondia."""
         self.close()
         unavailable = Unavailable(self.name, reason_for(error))
         if not self.reason:
@@ -178,7 +178,7 @@ class Redis(Backend):
                 answer = client.execute_command(*command)
             except redis.ResponseError as error:
                 code, message = code_and_message(error)
-                if code in REASONS_BY_CODE:
+                if code in REASONS_BY_CODE:  # ele não vai atender ninguém agora
                     raise self.mark_down(error) from error
                 self.mark_up()
                 raise Rejected(self.name, message) from error
@@ -218,10 +218,10 @@ class Postgres(Backend):
             try:
                 return connection.run(sql, **values)
             except Exception as error:
-                self.close()  # senão, depois de um BEGIN, recusaria também o das outras rotas
+                self.close()  # senão, depois de um BEGIN, recusaria os comandos das outras rotas
                 if isinstance(error, pg8000.native.DatabaseError):
                     raise Rejected(self.name, code_and_message(error)[1]) from error
-                if isinstance(error, OSError) or str(error) in CLOSED:
+                if isinstance(error, OSError) or str(error) in CLOSED_MESSAGES:
                     raise self.mark_down(error) from error
                 raise
 

@@ -20,12 +20,12 @@ from contador.visits import Visits
 
 CONNECTIONS = 1000  # abertas ao mesmo tempo
 OTHER_FILES = 30  # os que o programa abre além das conexões
-REQUEST_BYTES = 16384  # do cabeçalho e, também, do corpo: de mil conexões, 32 MB
+REQUEST_BYTES = 16384  # o limite do cabeçalho, e outro igual do corpo: mil conexões são 32 MB
 LOGGED_CHARACTERS = 500  # da primeira linha de uma requisição
 
 
 class Front:
-    """Atende com ``app`` em ``host`` e ``port``, em uma thread só."""
+    """Atende com ``app``, em uma thread só; anuncia a ``visits`` quantas chegaram juntas."""
 
     def __init__(self, app: WSGIApplication, visits: Visits, host: str, port: str) -> None:
         logging.getLogger("waitress").setLevel(logging.WARNING)  # INFO copia texto do cliente
@@ -101,10 +101,10 @@ class Front:
         """Chama ``app`` e põe uma linha no log, menos para um /health que deu certo."""
         status, body = "500", [b""]
 
-        def start(line: str, *rest: Any) -> Any:
+        def start(status_line: str, *rest: Any) -> Any:
             nonlocal status
-            status = line.partition(" ")[0]
-            return start_response(line, *rest)
+            status = status_line.partition(" ")[0]
+            return start_response(status_line, *rest)
 
         try:
             body = list(self.app(environ, start))
@@ -112,10 +112,10 @@ class Front:
         finally:
             is_healthy = environ["PATH_INFO"] == "/health" and status == "200"
             if not is_healthy:
-                self.lines.append(self.line(environ, status, sum(map(len, body))))
+                self.lines.append(self.log_line(environ, status, sum(map(len, body))))
 
-    def line(self, environ: WSGIEnvironment, status: str, size: int) -> str:
-        """Devolve uma linha do Common Log Format (manual do Apache) e os ms da rodada."""
+    def log_line(self, environ: WSGIEnvironment, status: str, size: int) -> str:
+        """Devolve uma linha do Common Log Format (manual do Apache) e os ms desde ``started``."""
         host, now = environ["REMOTE_ADDR"], time.strftime("%d/%b/%Y:%H:%M:%S %z")
         request = "{REQUEST_METHOD} {REQUEST_URI} {SERVER_PROTOCOL}".format_map(environ)
         request = request[:LOGGED_CHARACTERS].encode("unicode_escape").decode()
@@ -125,7 +125,7 @@ class Front:
 
 
 def is_visit(request: Any) -> bool:
-    """Diz se ``app`` vai ver GET /, que é também o que o waitress faz de // e de um vazio."""
+    """Diz se ``app`` vai ver GET /: o waitress faz / de //, e ``app``, de um caminho vazio."""
     return not request.error and request.command == "GET" and not request.path.strip("/")
 
 
@@ -140,7 +140,7 @@ class Output:
         with suppress(OSError, AttributeError):  # a saída pode estar fechada, ou o disco, cheio
             output = sys.stdout.fileno()
             for line in text.encode(errors="backslashreplace").splitlines(keepends=True):
-                for start in range(0, len(line), select.PIPE_BUF):  # mais poderia travar
+                for start in range(0, len(line), select.PIPE_BUF):  # select só garante isto
                     _, writable, _ = select.select([], [output], [], 0)
                     if not writable:
                         return

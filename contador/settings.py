@@ -52,10 +52,10 @@ def postgres_options() -> dict[str, Any]:
 def parse_postgres_url(url: str) -> dict[str, Any]:
     """Lê uma URL no formato da libpq (manual do PostgreSQL, 32.1.1.2)."""
     parts = urlsplit(url)
-    if parts.scheme not in ("postgresql", "postgres"):
+    if parts.scheme not in ("postgresql", "postgres") or parts.fragment:  # um # na senha é %23
         raise ValueError(parts.scheme)
     query = dict(parse_qsl(parts.query, strict_parsing=True))
-    for ignored in ("application_name", "channel_binding", "connect_timeout"):
+    for ignored in ("application_name", "channel_binding", "connect_timeout"):  # de URLs prontas
         query.pop(ignored, None)
     host = query.pop("host", "") or unquote(parts.hostname or "localhost")
     port = int(query.pop("port", 0) or parts.port or 5432)
@@ -87,7 +87,7 @@ def postgres_password() -> str:
     path = os.environ.get("POSTGRES_PASSWORD_FILE")
     if password or not path:
         return password or "senha123"
-    problem = "o arquivo está vazio"
+    problem = "o arquivo está vazio"  # se nenhum erro disser outra coisa
     try:
         password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except FileNotFoundError:

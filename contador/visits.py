@@ -18,10 +18,10 @@ class BadValue(BackendError):
 
 
 class Visit(NamedTuple):
-    """Uma visita: o número dela, ou por que não tem um; e o erro do Postgres, se houver."""
+    """O número da visita, ou o erro que a impediu; e o erro do Postgres (None: ele responde)."""
 
-    number: int | BackendError
-    postgres: Unavailable | None
+    result: int | BackendError
+    postgres_error: Unavailable | None
 
 
 class Visits:
@@ -30,43 +30,44 @@ class Visits:
     def __init__(self, cache: Redis, database: Postgres, key: str) -> None:
         self.cache, self.database, self.key = cache, database, key
         self.expected = 0  # anunciadas e ainda não contadas
-        self.others: list[Visit] = []  # contadas junto com outra, e ainda não entregues
+        self.undelivered: list[Visit] = []  # contadas junto com outra, e ainda não entregues
 
     def expect(self, count: int) -> None:
-        """Anuncia que chegaram ``count`` visitas juntas; esquece as que ninguém pediu."""
-        self.expected, self.others = count, []
+        """Anuncia ``count`` visitas juntas; descarta os números que ninguém veio buscar."""
+        self.expected, self.undelivered = count, []
 
     def take(self) -> Visit:
         """Conta uma visita; se ela é a primeira das anunciadas, conta todas."""
-        if self.others:
-            return self.others.pop(0)
+        if self.undelivered:
+            return self.undelivered.pop(0)
         count = max(self.expected, 1)  # 0: ninguém a anunciou, como em outro servidor WSGI
         self.expected = 0
-        last, postgres = self.ask(count)
+        last, postgres_error = self.add_and_check(count)
         if isinstance(last, BackendError):
-            counted = [Visit(last, postgres)] * count
+            counted = [Visit(last, postgres_error)] * count
         else:
-            counted = [Visit(number, postgres) for number in range(last - count + 1, last + 1)]
-        self.others = counted[1:]
+            numbers = range(last - count + 1, last + 1)
+            counted = [Visit(number, postgres_error) for number in numbers]
+        self.undelivered = counted[1:]
         return counted[0]
 
     def peek(self) -> Visit:
         """Devolve a próxima visita, sem contá-la."""
         # Somar 0 falha quando uma visita falharia; um GET não, em um Redis só de leitura.
-        last, postgres = self.ask(0)
+        last, postgres_error = self.add_and_check(0)
         if isinstance(last, BackendError):
-            return Visit(last, postgres)
-        return Visit(BadValue() if last == MAXIMUM else last + 1, postgres)
+            return Visit(last, postgres_error)
+        return Visit(BadValue() if last == MAXIMUM else last + 1, postgres_error)
 
-    def ask(self, count: int) -> tuple[int | BackendError, Unavailable | None]:
+    def add_and_check(self, count: int) -> tuple[int | BackendError, Unavailable | None]:
         """Soma ``count``; devolve a soma, ou por que não deu, e o erro do Postgres, se houver."""
-        postgres = self.database.problem()
+        postgres_error = self.database.problem()
         try:
-            return self.add(count), postgres
+            return self.add(count), postgres_error
         except Rejected as error:  # o comando está certo: se a culpa não é do valor, é do Redis
-            return Unavailable(self.cache.name, error.reason), postgres
+            return Unavailable(self.cache.name, error.reason), postgres_error
         except BackendError as error:
-            return error, postgres
+            return error, postgres_error
 
     def add(self, count: int) -> int:
         """Soma ``count`` e devolve a soma; lança BadValue, Rejected ou Unavailable."""
