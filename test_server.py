@@ -12,7 +12,6 @@ import tempfile
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,7 +48,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 class Case(unittest.TestCase):
     def setUp(self) -> None:
-        servers.client.delete(KEY)
+        servers.client.flushdb()
 
     def tearDown(self) -> None:
         for server in servers.both:
@@ -140,7 +139,8 @@ class TestTogether(Case):
         web.process.send_signal(signal.SIGSTOP)
         os.waitpid(web.process.pid, os.WUNTRACED)  # until it stands still
         clients[0].sendall(POST % 0)
-        for client in clients[1:]:
+        clients[1].sendall(LAST_VISIT.replace(b"/", b"/nada", 1))
+        for client in clients[2:]:
             client.sendall(LAST_VISIT)
         web.process.send_signal(signal.SIGCONT)
         return [read_all(client) for client in clients]
@@ -148,7 +148,7 @@ class TestTogether(Case):
     def test_one_command_and_one_question_serve_all(self) -> None:
         cache, db = (self.enterContext(Relay(each)) for each in servers.both)
         web = self.start(REDIS_URL=cache.url, DATABASE_URL=db.url)
-        clients = self.connect(web, 21)
+        clients = self.connect(web, 22)
         cache.asked = db.asked = b""
         self.assertEqual(numbers_in(*self.visit_at_once(web, clients)), list(range(1, 21)))
         self.assertEqual(servers.client.get(KEY), b"20")
@@ -160,10 +160,10 @@ class TestTogether(Case):
         web = self.start(REDIS_URL=f"{relay.url}?retry_on_timeout=yes")
         clients = self.connect(web, 10)
         relay.lost = b"INCRBY"
-        for answer in self.visit_at_once(web, clients)[1:]:
+        for answer in self.visit_at_once(web, clients)[2:]:
             self.assertIn(b" 503 Service Unavailable", answer)
             self.assertIn(f"\nRedis: {LATE}\n{CONNECTED}".encode(), answer)
-        self.assertEqual(servers.client.get(KEY), b"9")
+        self.assertEqual(servers.client.get(KEY), b"8")
 
 
 WAITRESS = """
@@ -232,7 +232,6 @@ main()
 class TestStudents(Case):
     def setUp(self) -> None:
         super().setUp()
-        servers.client.delete("aula")
         servers.client.set("bytes", b"\xff")
         self.web = self.start(STUDENT)
 
@@ -278,8 +277,9 @@ class TestStudents(Case):
         self.assertEqual(self.web.get().text, f"Contador: 1\n{CONNECTED}")
         self.assertEqual(self.web.get("/bytes").status, 500)
         servers.cache.signal(signal.SIGSTOP)
-        self.assertEqual(self.web.get().text, f"Redis: {LATE}\n{CONNECTED}")
-        self.assertLess(self.web.get().seconds, 0.25)
+        answers = [self.web.get() for _ in range(2)]
+        self.assertEqual({each.text for each in answers}, {f"Redis: {LATE}\n{CONNECTED}"})
+        self.assertLess(sum(each.seconds for each in answers), 1.5)
 
     def test_only_exit_ends_the_program(self) -> None:
         self.assertEqual(self.web.get("/multi").status, 200)
@@ -556,13 +556,13 @@ class TestFront(Case):
         long_line = VISIT.replace(b"/", b"/" + b"a" * 480, 1)
         nobody_reads, closed, nobody_is_there = "", ">&-", "> >(:)"
         full_disk = [">/dev/full"] if os.path.exists("/dev/full") else []
+        env = settings(PORT=str(port := free_port()))
         for output in [nobody_reads, closed, nobody_is_there, *full_disk]:
             command = ["bash", "-c", f'exec "$0" server.py {output}', sys.executable]
             options: Any = {"cwd": HERE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            env = settings(PORT=str(port := free_port()))
             with self.subTest(output), subprocess.Popen(command, env=env, **options) as program:
                 self.addCleanup(program.kill)
-                eventually(partial(listens, port))
+                eventually(lambda: listens(port))
                 with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
                     client.sendall(long_line * 200 + LAST_VISIT)
                     self.assertIn(b"Contador: ", read_all(client))

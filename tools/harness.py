@@ -53,8 +53,9 @@ servers = Servers()
 def settings(**changes: str) -> dict[str, str]:
     """Return the environment in which the program finds both servers; any warning ends it."""
     urls = {"REDIS_URL": servers.cache.url, "DATABASE_URL": servers.db.url}
-    python = {"PYTHONPATH": str(HERE), "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
-    return os.environ | urls | python | {"HOST": "127.0.0.1", "PORT": "0"} | changes
+    place = {"HOST": "127.0.0.1", "PORT": "0", "PYTHONPATH": str(HERE)}
+    python = {"PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
+    return os.environ | urls | place | python | changes
 
 
 class Answer(NamedTuple):
