@@ -36,7 +36,7 @@ test: .venv/.run  ## Testa o serviço e os comandos dos textos que dispensam o D
 test-docker: .venv/.run  ## Roda no Docker os comandos dos textos e compara o que mostram
 	@DOCUMENTS=docker $(VENV) -m unittest -c -f -v tools.test_documents
 
-test-swarm: .venv/.run  ## Roda também os do Swarm; o Docker não pode já fazer parte de um
+test-swarm: .venv/.run  ## Roda os do Swarm; o Docker não pode já fazer parte de um
 	@DOCUMENTS=swarm $(VENV) -m unittest -c -f -v tools.test_documents
 
 lint: .venv/.dev  ## Verifica o estilo e os tipos

@@ -61,8 +61,7 @@ def type_command(command: str, copy: Copy) -> None:
     input(f"$ {command} ")
     # Not ignored: the command would inherit that.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    bash = copy.bash(command.replace("\n> ", "\n"))
-    subprocess.run(bash, cwd=copy.folder, env=copy.environment)
+    subprocess.run(copy.bash(command), cwd=copy.folder, env=copy.environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print()
 

@@ -22,8 +22,8 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".dados", ".env", "__pycach
 # What a reader would not have set.
 UNSET = re.compile("COMPOSE_|POSTGRES_|REDIS_URL|DATABASE_URL|(HOST|PORT|IMAGE)$|MAKE|MFLAGS")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not UNSET.match(name)}
-# A command after "$ ", with the lines that continue it after "> "; and what it prints.
-COMMAND = re.compile(r"^\$ (.+(?:\n> .*)*)\n((?:(?!\$ ).*\n)*)", re.M)
+# A command after "$ ", and what it prints.
+COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.M)
 LOCK = os.open(__file__, os.O_RDONLY)  # one run has it, until it has cleaned up
 ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SECONDS = 180  # for one command

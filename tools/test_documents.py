@@ -3,8 +3,8 @@
 The variable DOCUMENTS says which: local (without Docker; the default), docker or swarm. A block
 fenced as `console` needs Docker; `console local` does not; `console swarm` makes a Swarm of this
 machine, and `console swarm2` adds the machine of the Docker context maquina2. After these words,
-`fails` says that the last command of the block does. "$ " starts a command, "> " continues it, and
-the rest is what it prints: "..." stands for anything in a line or, alone in one, for any lines.
+`fails` says that the last command of the block does. "$ " starts a command, and the rest is what it
+prints: "..." stands for anything in a line or, alone in one, for any lines.
 
 A comment of one line, <!-- run: COMMAND --> (run local: and so on), is a command that the reader
 does not see. Its variable BLOCK names a file with the last yaml or python block above it.
@@ -63,7 +63,7 @@ def parse_console(document: Document, info: str, start: int, end: int) -> Iterat
         raise ValueError(f"{document.path}, {document.line_column(start)}: {info}")
     for each in found:
         fails = each is found[-1] and match[2] is not None
-        part = Part(match[1] or "docker", each[1].replace("\n> ", "\n"), each[2], fails)
+        part = Part(match[1] or "docker", each[1], each[2], fails)
         yield Region(each.start(), each.end(), part)
 
 
