@@ -68,7 +68,8 @@ class TestRun(unittest.TestCase):
     def kill(self, option: str) -> None:
         """Type the command that a second start tells, with an option."""
         where, numbers = self.start_again().removesuffix(")\n1").split(" (para encerrar: kill ")
-        self.assertRegex(where, rf"\AO .* já está rodando em http://127.0.0.1:{self.port}/\Z")
+        place = f"http://127.0.0.1:{self.port}/"
+        self.assertEqual(where, f"O contador desta pasta já está rodando em {place}")
         subprocess.run(["kill", option, *numbers.split()], check=True, timeout=SECONDS)
 
     def check_visit(self, number: int) -> None:
